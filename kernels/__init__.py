@@ -1,0 +1,1 @@
+"""Kernels of the project's own objectives; each folder has one public `api`."""

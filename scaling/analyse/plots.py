@@ -1,0 +1,175 @@
+"""Scores and fitted curves in; one PNG per task, data set and reading out, one panel per score."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from scaling.analyse.fits import LOWER_IS_BETTER, tidy
+
+# Okabe-Ito colours: apart for the colour-blind; markers and line styles keep them apart in grey.
+STYLE = {
+    "mlm": ("#0072B2", "o", "-", "MLM"),
+    "cab": ("#D55E00", "s", "-", "CAB"),
+    "cab_no_similarity": ("#CC79A7", "D", "-", "CAB without similarity penalty"),
+    "hvg": ("#009E73", "^", "-.", "HVG (baseline)"),
+    "pca": ("#E69F00", "v", "-.", "PCA (baseline)"),
+    "untrained": ("#000000", "", "--", "untrained model"),
+    "most_frequent": ("#7F7F7F", "", ":", "floor: most frequent gene"),
+    "copy_input": ("#7F7F7F", "", (0, (6, 2, 1, 2)), "floor: copied input"),
+}
+CURVES = ("mlm", "cab", "cab_no_similarity", "hvg", "pca")
+SCORES = {
+    "loss": "Loss (nats per masked gene)",
+    "accuracy": "Accuracy (share of masked genes)",
+    "repeat_unmasked": "Predictions already in the cell (share)",
+    "repeat_masked": "Predictions made twice or more (share)",
+    "repeat": "All repeated predictions (share)",
+    "uniqueness": "Genes predicted once (share)",
+    "coverage": "Genes predicted / genes present",
+    "entropy_ratio": "Entropy predicted / entropy present",
+    "knn_accuracy": "Accuracy, kNN probe (share of cells)",
+    "knn_macro_f1": "Macro-F1, kNN probe",
+    "logistic_accuracy": "Accuracy, logistic probe (share of cells)",
+    "logistic_macro_f1": "Macro-F1, logistic probe",
+    "avg_bio": "AvgBIO: mean of ASW, NMI, ARI",
+    "asw_label": "Cell-type silhouette (ASW, 0 to 1)",
+    "nmi": "Clusters against types (NMI)",
+    "ari": "Clusters against types (ARI)",
+    "batch_score": "Batch silhouette score (0 to 1)",
+    "pcr_score": "Batch variance removed (PCR, share)",
+    "average_batch_score": "Average batch score (0 to 1)",
+}
+TASKS = {
+    "masked_genes": "Masked genes",
+    "cell_types": "Cell types",
+    "batch_mixing": "Batch mixing",
+}
+
+
+def draw_all(rows: pd.DataFrame, fits: list[dict], folder: Path) -> list[dict]:
+    """Draw every figure into `folder`.
+
+    Of masked genes, those at `<mask>` positions are drawn, one figure for predictions read from P
+    and one from Q.
+    Returns: [{path, title, task, dataset, read_from}], in the order a reader wants them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures, table = [], drawable(tidy(rows))
+    for task in TASKS:
+        part = table[table["task"] == task]
+        for dataset, here in part.groupby("dataset"):
+            for read_from in sorted(set(here["read_from"]) - {""}) or [""]:
+                shown = here[here["read_from"].isin([read_from, ""])]
+                title = f"{TASKS[task]}, {dataset}"
+                title += f": predictions read from {read_from}" if read_from else ""
+                name = "_".join(filter(None, [task, str(dataset), read_from])).replace("/", "_")
+                path = folder / f"{name}.png"
+                curves = [
+                    f for f in fits
+                    if (f["task"], f["dataset"], f["read_from"]) == (task, dataset, read_from)
+                    and f["positions"] in ("mask", "")
+                ]  # fmt: skip
+                _draw(shown, curves, title, path)
+                figures.append({"path": path, "title": title, "task": task, "dataset": dataset,
+                                "read_from": read_from})  # fmt: skip
+    return figures
+
+
+def drawable(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a tidied table with a value, at `<mask>` positions where positions apply."""
+    return table[table["value"].notna() & table["positions"].isin(["mask", ""])]
+
+
+def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path) -> None:
+    scores = [name for name in SCORES if name in set(rows["score"])]
+    scores += sorted(set(rows["score"]) - set(SCORES))
+    columns = 2 if len(scores) <= 4 else 3
+    lines = -(-len(scores) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.7 * columns, 2.75 * lines + 1.1), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    handles = {}
+    for axis, score in zip(axes.flat, scores, strict=False):
+        fits = {f["model"]: f for f in curves if f["score"] == score}
+        _panel(axis, rows[rows["score"] == score], fits, score)
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    for axis in list(axes.flat)[len(scores) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("score")
+    handles |= _key(rows, curves)
+    figure.suptitle(title, fontsize=14, fontweight="bold")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1,
+                  fontsize=9, frameon=False)  # fmt: skip
+    unfinished = path.with_name(f".{path.name}.part")
+    figure.savefig(unfinished, dpi=140, format="png")
+    plt.close(figure)
+    os.replace(unfinished, path)
+
+
+def _panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
+    for model in STYLE:
+        here = rows[rows["model"] == model]
+        if here.empty:
+            continue
+        colour, marker, line, label = STYLE[model]
+        if model not in CURVES:
+            axis.axhline(here["value"].mean(), color=colour, linestyle=line, lw=1.4, label=label)
+            continue
+        here = here[here["cells"] > 0]
+        means = here.groupby("cells")["value"].mean()
+        for done, face in ((True, colour), (False, "white")):
+            points = here[(here["converged"] == False) != done]  # noqa: E712 (None is neither)
+            axis.plot(points["cells"], points["value"], marker, ms=4, mfc=face, mec=colour,
+                      mew=1, alpha=0.75, linestyle="none")  # fmt: skip
+        axis.plot(means.index, means, marker="_", ms=12, mew=2, color=colour, linestyle="none")
+        band = fits[model]["band"] if model in fits else None
+        if band is None:
+            axis.plot(means.index, means, color=colour, lw=0.8, linestyle=line, label=label)
+            continue
+        axis.plot(band["x"], band["mid"], color=colour, lw=1.8, linestyle=line, label=label)
+        if band["low"] is not None:
+            axis.fill_between(band["x"], band["low"], band["high"], color=colour, alpha=0.18, lw=0)
+    better = "lower is better" if score in LOWER_IS_BETTER else "higher is better"
+    axis.set_title(f"{SCORES.get(score, score)}\n{better}", fontsize=9.5)
+    sizes = rows.loc[rows["model"].isin(CURVES) & (rows["cells"] > 0), "cells"]
+    _log_axis(axis, np.unique(sizes))
+    if not (lambda ends: ends[1] - ends[0] > 1e-9)(axis.get_ylim()):
+        axis.set_ylim(-0.05, 0.05)
+    axis.grid(alpha=0.25, lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8.5)
+
+
+def _log_axis(axis, sizes) -> None:
+    axis.set_xscale("log")
+    if len(sizes):
+        axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if len(sizes) else (1,)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("unique pretraining cells (log scale)", fontsize=8.5)
+
+
+def _key(rows: pd.DataFrame, curves: list[dict]) -> dict:
+    """Legend entries for what every panel shares: points, means, bands, hollow markers."""
+    grey = "#555555"
+    key = {
+        "one run (seed)": plt.Line2D([], [], color=grey, marker="o", ms=4, linestyle="none"),
+        "mean over seeds": plt.Line2D([], [], color=grey, marker="_", ms=12, mew=2, ls="none"),
+    }
+    if (rows["converged"] == False).any():  # noqa: E712
+        hollow = plt.Line2D([], [], marker="o", mfc="white", mec=grey, ms=5, linestyle="none")
+        key["run not converged"] = hollow
+    if any(f["band"] for f in curves):
+        key["fitted curve, 95 % band"] = plt.Rectangle((0, 0), 1, 1, color=grey, alpha=0.25)
+    return key

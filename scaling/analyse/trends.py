@@ -1,0 +1,115 @@
+"""Scores at several sizes and seeds in; saturation points, trends and differences out.
+
+All intervals are 95 % unless named otherwise and come from one bootstrap: seed averages per size
+plus pooled, rescaled residuals within sizes, drawn from a fixed seed.
+"""
+
+import numpy as np
+import pandas as pd
+
+MIN_FREEDOM = 4  # fewer residual degrees of freedom give no interval one could lean on
+
+
+def trend(x, y, level: float = 0.95) -> dict:
+    """Straight line of the seed-averaged score against log10 size.
+
+    Returns: {slope: per tenfold size, interval, mean: over sizes, mean_interval, sizes, means,
+    per_size: an interval for each size, points}; intervals are None where seeds are too few, and
+    the slope is None below two sizes. Differences between two curves go through here as well.
+    """
+    sizes, means, resampled = size_mean_draws(x, y)
+    result = {
+        "slope": None, "interval": None, "mean": float(means.mean()) if len(means) else None,
+        "mean_interval": None, "sizes": sizes.tolist(), "means": means.tolist(),
+        "per_size": [None] * len(sizes), "points": int(np.isfinite(np.asarray(y, float)).sum()),
+    }  # fmt: skip
+    ends = ((1 - level) / 2, (1 + level) / 2)
+    if resampled is not None:
+        result["mean_interval"] = np.quantile(resampled.mean(1), ends).tolist()
+        result["per_size"] = np.quantile(resampled, ends, axis=0).T.tolist()
+    if len(sizes) >= 2:
+        decades = np.log10(sizes) - np.log10(sizes).mean()
+        weights = decades / (decades**2).sum()
+        result["slope"] = float(means @ weights)
+        if resampled is not None:
+            result["interval"] = np.quantile(resampled @ weights, ends).tolist()
+    return result
+
+
+def difference(
+    one: pd.DataFrame, other: pd.DataFrame, size: str = "cells", level: float = 0.95
+) -> dict:
+    """Trend of `one` minus `other` (tables of one score), paired by run.
+
+    The slope is the interaction: by how much the two scores part per tenfold size. A pair agrees
+    in size, exposures and all three seeds; rows without a partner are left out.
+    """
+    keys = [size, "exposures", "subset_seed", "init_seed", "mask_seed"]
+    pairs = one.merge(other, on=keys, suffixes=("_one", "_other"))
+    return trend(pairs[size], pairs["value_one"] - pairs["value_other"], level)
+
+
+def saturation_point(x, y) -> dict | None:
+    """Smallest size whose seed-averaged score exceeds 95 % of the largest (DenAdel et al.).
+
+    Returns: {size, interval (or None), at_most: the smallest size already passes}; None where no
+    mean is positive. Not defined for losses and other scores of which less is better.
+    """
+    sizes, means, resampled = size_mean_draws(x, y)
+    if not len(means) or means.max() <= 0:
+        return None
+
+    def first(scores):
+        return sizes[(scores > 0.95 * scores.max(-1, keepdims=True)).argmax(-1)]
+
+    point, interval = float(first(means)), None
+    if resampled is not None and (resampled.max(-1) > 0).all():
+        ends = np.quantile(first(resampled), (0.025, 0.975), method="nearest")
+        interval = [float(end) for end in ends]
+    return {"size": point, "interval": interval, "at_most": bool(point == sizes[0])}
+
+
+def size_mean_draws(x, y, draws: int = 2000):
+    """Seed-averaged scores per size and their bootstrap.
+
+    Returns: (sizes (S,), means (S,), resampled means (draws, S) or None below `MIN_FREEDOM`
+    residual degrees of freedom). With one seed per size, residuals are those about a straight
+    line in log size.
+    """
+    x, y, _ = finite(x, y)
+    sizes, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    means = np.bincount(index, y) / counts
+    repeated = len(x) > len(sizes)
+    if (len(x) - len(sizes) if repeated else len(x) - 2) < MIN_FREEDOM:
+        return sizes, means, None
+    line = means[index] if repeated else np.polyval(np.polyfit(np.log(x), y, 1), np.log(x))
+    residuals, _ = pooled_residuals(x, y, line, 2)
+    picks = np.random.default_rng(0).integers(len(residuals), size=(draws, len(x)))
+    averaging = (index[:, None] == np.arange(len(sizes))) / counts
+    return sizes, means, means + residuals[picks] @ averaging
+
+
+def pooled_residuals(x, y, fitted, coefficients: int):
+    """(residuals pooled over sizes, single seed?): about the size means, times sqrt(n/(n-1)).
+
+    Below ten seeds a size's own resampled seeds spread too little; pooled and rescaled they hold
+    their level. With one seed per size: about the curve, times sqrt(n/(n-k)). None where none.
+    """
+    pools = [y[x == size] for size in np.unique(x)]
+    parts = [(p - p.mean()) * np.sqrt(len(p) / (len(p) - 1)) for p in pools if len(p) > 1]
+    if parts:
+        pooled = np.concatenate(parts)
+        return (pooled if len(pooled) - len(parts) >= 2 else None), False
+    free = len(y) - coefficients
+    return ((y - fitted) * np.sqrt(len(y) / free) if free >= 2 else None), True
+
+
+def finite(x, y):
+    """Float arrays without the rows whose score is NaN, and how many those were."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"sizes {x.shape} and scores {y.shape} must be two lists of one length")
+    if (x <= 0).any() or not np.isfinite(x).all():
+        raise ValueError("every size must be a positive number; drop the rows of size 0")
+    keep = np.isfinite(y)
+    return x[keep], y[keep], int((~keep).sum())

@@ -1,0 +1,131 @@
+"""Gene names of files -> one vocabulary of gene ids with their medians, and back from disk."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+PAD, MASK = 0, 1
+SPECIAL = ("<pad>", "<mask>")
+TARGET_SUM = 10_000.0  # counts of a cell are scaled to this total
+ENSEMBL = re.compile(r"(ENS[A-Z]*G[R]?\d+)(\.\d+)?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Genes that have a token, with the factor that each is divided by before ranking.
+
+    Attributes:
+      genes: gene ids; token of genes[k] is k + 2, after `<pad>` 0 and `<mask>` 1.
+      medians: float64 [genes], median over cells of the non-zero c/n * 10,000 (Theodoris et al.
+        2023), counts per 10,000.
+    """
+
+    genes: tuple[str, ...]
+    medians: np.ndarray
+
+    def __post_init__(self):
+        if len(self) > np.iinfo(np.uint16).max + 1:
+            raise ValueError(
+                f"{len(self.genes)} genes do not fit the 16-bit tokens; raise data.min_cells"
+            )
+        if len(self.genes) != len(self.medians) or len(set(self.genes)) != len(self.genes):
+            raise ValueError("a vocabulary needs distinct genes and one median for each")
+        if not (np.isfinite(self.medians).all() and (self.medians > 0).all()):
+            raise ValueError("a vocabulary's medians must be finite and above 0")
+
+    def __len__(self) -> int:
+        """Number of tokens: the genes and `<pad>`, `<mask>`."""
+        return len(self.genes) + len(SPECIAL)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """What a checkpoint and a corpus must share, hex."""
+        digest = hashlib.sha256("\n".join(SPECIAL + self.genes).encode())
+        digest.update(np.ascontiguousarray(self.medians, "<f8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes JSON; the medians come back to the bit."""
+        content = {"special": SPECIAL, "genes": self.genes, "medians": self.medians.tolist()}
+        path.write_text(json.dumps(content))
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Vocabulary":
+        """Reads what `save` wrote, or names what is wrong with the file."""
+        try:
+            content = json.loads(path.read_text())
+            return cls(tuple(content["genes"]), np.array(content["medians"], np.float64))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: not a vocabulary ({error}); give the vocabulary.json of a corpus"
+            ) from error
+
+
+def summing_columns(ids: np.ndarray, genes: Sequence[str]) -> sp.csr_matrix:
+    """0/1 matrix [len(ids), len(genes)]: counts @ it maps a file's columns to genes.
+
+    Columns of one id are summed; ids that are not among the genes (or None) are left out.
+    """
+    position = {gene: k for k, gene in enumerate(genes)}
+    pairs = [(row, position[i]) for row, i in enumerate(ids) if i in position]
+    row, column = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return sp.csr_matrix((np.ones(len(row)), (row, column)), (len(ids), len(genes)))
+
+
+def read_gene_names(path: str, preferred: Collection[str]) -> dict[str, str]:
+    """Table of symbols -> gene ids from a CSV with the columns gene_name and ensembl_id.
+
+    Annotations list some symbols several times (HLA-B has an id for each alternative haplotype):
+    such a symbol takes the id that is among the preferred ones, so that files with symbols meet
+    files with ids; among several, or none, the lowest id.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, usecols=["gene_name", "ensembl_id"]).dropna()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: no table of gene names ({error}); data.gene_names must be a CSV with the "
+            "columns gene_name and ensembl_id"
+        ) from error
+    table["ensembl_id"] = table["ensembl_id"].map(_without_version)
+    table["other"] = ~table["ensembl_id"].isin(set(preferred))
+    table = table.sort_values(["other", "ensembl_id"]).drop_duplicates("gene_name")
+    return dict(zip(table["gene_name"], table["ensembl_id"], strict=True))
+
+
+def gene_ids(names: np.ndarray, table: dict[str, str] | None) -> np.ndarray:
+    """Ids of a file's genes, object [len(names)], None where there is none.
+
+    Ensembl ids lose their version suffix. Other names are looked up in the table; without a
+    table they are taken as ids themselves.
+    """
+    ids = [
+        _without_version(name) if ENSEMBL.match(name) or table is None else table.get(name)
+        for name in names
+    ]
+    return np.array(ids, dtype=object)
+
+
+def check_one_kind(ids_by_file: dict[str, np.ndarray]) -> None:
+    """Refuses files of which some name genes by Ensembl id and others by symbol."""
+    kinds: dict[bool, str] = {}
+    for file, ids in ids_by_file.items():
+        known = [i for i in ids if i is not None]
+        kinds[sum(bool(ENSEMBL.match(i)) for i in known) * 2 > len(known)] = file
+    if len(kinds) == 2:
+        raise ValueError(
+            f"{kinds[True]} names genes by Ensembl id and {kinds[False]} by symbol; give a table "
+            "of both with data.gene_names=TABLE.csv (columns gene_name, ensembl_id)"
+        )
+
+
+def _without_version(gene: str) -> str:
+    match = ENSEMBL.match(gene)
+    return match.group(1) if match else gene

@@ -1,0 +1,149 @@
+"""Raw counts in; the two plain representations that a pretrained model must beat out."""
+
+import dataclasses
+
+import anndata
+import numpy as np
+import scanpy
+from scipy import sparse
+from sklearn.decomposition import PCA
+
+TARGET_TOTAL = 1e4
+
+
+def log_normalise(
+    counts_NxG: sparse.csr_matrix, total_N: np.ndarray | None = None
+) -> sparse.csr_matrix:
+    """log(1 + 10,000 c / n): counts per ten thousand of the cell, on a log scale.
+
+    Args:
+      counts_NxG: CSR, raw counts, not negative.
+      total_N: counts of each cell over all measured genes, where counts_NxG holds only some of
+        them; None takes the row sums. A cell without counts stays all zero.
+
+    Returns:
+      CSR float32 [N, G], a new matrix.
+
+    Raises:
+      ValueError: not CSR, negative or not finite counts, or totals below the row sums.
+    """
+    if not sparse.issparse(counts_NxG) or counts_NxG.format != "csr":
+        raise ValueError(
+            f"counts are {type(counts_NxG).__name__}: pass a scipy CSR matrix of cells x genes"
+        )
+    if counts_NxG.nnz and not (np.isfinite(counts_NxG.data).all() and counts_NxG.data.min() >= 0):
+        raise ValueError("counts hold negative, NaN or infinite values: pass raw counts")
+    row_sum_N = np.asarray(counts_NxG.sum(axis=1, dtype=np.float64)).ravel()
+    total_N = row_sum_N if total_N is None else np.asarray(total_N, np.float64)
+    if total_N.shape != row_sum_N.shape or (total_N < row_sum_N).any():
+        raise ValueError(
+            f"totals of shape {total_N.shape} for {row_sum_N.size} cells must be one per cell and "
+            "no smaller than the cell's own counts: pass the totals over all measured genes"
+        )
+    per_cell_N = np.divide(
+        TARGET_TOTAL, total_N, out=np.zeros_like(total_N), where=total_N > 0
+    )
+    data = counts_NxG.data * np.repeat(per_cell_N, np.diff(counts_NxG.indptr))
+    structure = (counts_NxG.indices.copy(), counts_NxG.indptr.copy())
+    return sparse.csr_matrix(
+        (np.log1p(data).astype(np.float32), *structure), shape=counts_NxG.shape
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hvg:
+    """Highly variable genes: their columns (int64, rising) among the genes measured."""
+
+    genes: np.ndarray
+    genes_measured: int
+
+
+def fit_hvg(
+    counts_NxG: sparse.csr_matrix, total_N: np.ndarray | None = None, *, n_genes: int = 2_000
+) -> Hvg:
+    """Choose the genes whose dispersion is highest among genes of similar mean.
+
+    Scanpy's 'seurat' flavour (Satija et al., Nature Biotechnology 2015): variance / mean of the
+    counts per ten thousand, logged, standardised within 20 bins of the mean. Genes without
+    counts in the fitting cells are set aside first, and genes with no defined score (no variance)
+    are never chosen, so there may be fewer than n_genes. Ties go to the earlier column.
+
+    Args:
+      counts_NxG, total_N: as for log_normalise.
+      n_genes: how many to choose.
+
+    Raises:
+      ValueError: fewer than two cells, or no gene that varies.
+    """
+    if counts_NxG.shape[0] < 2:
+        raise ValueError(f"{counts_NxG.shape[0]} cell(s) to fit on: variance needs at least two")
+    x_NxG = log_normalise(counts_NxG, total_N)
+    expressed = np.flatnonzero(np.asarray(x_NxG.sum(axis=0)).ravel() > 0)
+    if expressed.size == 0:
+        raise ValueError("no gene has a count in the fitting cells: check the genes' names")
+    cells = anndata.AnnData(x_NxG[:, expressed])
+    # The score only: scanpy's own cut-off warns when few genes have one, and can exceed n_genes.
+    table = scanpy.pp.highly_variable_genes(cells, flavor="seurat", inplace=False)
+    score = table["dispersions_norm"].to_numpy()
+    order = np.argsort(-score, kind="stable")  # NaN sorts last
+    chosen = order[: min(n_genes, int((~np.isnan(score)).sum()))]
+    if chosen.size == 0:
+        raise ValueError(
+            f"none of {expressed.size} expressed genes varies over {counts_NxG.shape[0]} cells: "
+            "fit on more cells"
+        )
+    return Hvg(np.sort(expressed[chosen]).astype(np.int64), counts_NxG.shape[1])
+
+
+def apply_hvg(
+    hvg: Hvg, counts_NxG: sparse.csr_matrix, total_N: np.ndarray | None = None
+) -> np.ndarray:
+    """Log-normalised expression of the chosen genes: dense float32 [N, len(hvg.genes)].
+
+    The cell's total is over all genes given, not only the chosen ones. N x 2,000 x 4 bytes.
+
+    Raises:
+      ValueError: another number of genes than at fitting.
+    """
+    if counts_NxG.shape[1] != hvg.genes_measured:
+        raise ValueError(
+            f"{counts_NxG.shape[1]} genes given, {hvg.genes_measured} at fitting: bring the cells "
+            "to the same genes in the same order"
+        )
+    return log_normalise(counts_NxG, total_N)[:, hvg.genes].toarray()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pca:
+    """Principal components of the highly variable genes: mean_G and components_DxG, float64."""
+
+    hvg: Hvg
+    mean_G: np.ndarray
+    components_DxG: np.ndarray
+
+
+def fit_pca(
+    counts_NxG: sparse.csr_matrix, total_N: np.ndarray | None = None, *, n_components: int = 50
+) -> Pca:
+    """Highly variable genes, centred, and their leading principal components.
+
+    By eigenvectors of the genes' covariance, each turned so that its largest entry is positive:
+    nothing is drawn at random. There are at most cells - 1 components.
+
+    Args:
+      counts_NxG, total_N: as for log_normalise.
+      n_components: how many to keep.
+    """
+    hvg = fit_hvg(counts_NxG, total_N)
+    x_NxG = apply_hvg(hvg, counts_NxG, total_N).astype(np.float64)
+    kept = min(n_components, x_NxG.shape[0] - 1, x_NxG.shape[1])
+    fitted = PCA(kept, svd_solver="covariance_eigh").fit(x_NxG)
+    return Pca(hvg, fitted.mean_, fitted.components_)
+
+
+def apply_pca(
+    pca: Pca, counts_NxG: sparse.csr_matrix, total_N: np.ndarray | None = None
+) -> np.ndarray:
+    """Coordinates of cells, fitted on or not, on the components: float32 [N, D]."""
+    x_NxG = apply_hvg(pca.hvg, counts_NxG, total_N) - pca.mean_G
+    return (x_NxG @ pca.components_DxG.T).astype(np.float32)

@@ -1,0 +1,180 @@
+"""Embeddings with cell-type labels in; accuracy and macro-F1 of two frozen probes out."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+NEIGHBOURS = 5
+LOGISTIC_ITERATIONS = 2_000
+
+
+def split(
+    obs: pd.DataFrame, *, label: str, group: str | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Divide the labelled cells into a side to fit probes on and a side to test them on.
+
+    Whole groups (batches, donors) go to one side wherever there are two or more: a probe tested
+    on the groups it was fitted on is rewarded for knowing the batch. Two groups: the first in
+    sorted order is fitted on, the second tested. More: shuffled by the seed, the first half
+    (rounded up) fitted on. With one group or none, each class is halved at random, the odd cell
+    fitted on, so that a class of a single cell is never tested unseen.
+
+    A class with cells only on the test side stays there: no probe can name it, and each of its
+    cells counts as an error. Cells without a label, or without a group where groups divide, are
+    on neither side.
+
+    Args:
+      obs: one row per cell.
+      label: column of cell types; missing or blank entries are cells without a label.
+      group: column of groups, or None.
+      seed: of the shuffles.
+
+    Returns:
+      Sorted row numbers to fit on and to test on (int64), and a sentence that says how the cells
+      were divided, with every group named.
+
+    Raises:
+      ValueError: a named column is missing, or fewer than two classes are left.
+    """
+    labels = _column(obs, label)
+    labelled = labels.notna()
+    groups = _column(obs, group) if group is not None else pd.Series(None, index=labels.index)
+    names = sorted(groups[labelled].dropna().unique())
+    by_group = len(names) >= 2
+    rows = np.flatnonzero(labelled & groups.notna() if by_group else labelled)
+    classes = np.unique(labels.iloc[rows].to_numpy(str)) if rows.size else np.array([])
+    if classes.size < 2:
+        raise ValueError(
+            f"column {label!r} has {classes.size} cell type(s) in {rows.size} labelled cells; "
+            "a probe needs two: choose another column or data set"
+        )
+    rng = np.random.default_rng(seed)
+    if by_group:
+        if len(names) > 2:
+            names = list(rng.permutation(names))
+        half = (len(names) + 1) // 2
+        fitted, tested = sorted(names[:half]), sorted(names[half:])
+        is_fitted = groups.iloc[rows].isin(fitted).to_numpy()
+        how = f"by {group}: fitted on {', '.join(fitted)}; tested on {', '.join(tested)}"
+    else:
+        is_fitted = _halve_each_class(labels.iloc[rows].to_numpy(str), rng)
+        how = "at random: half of each class fitted on, half tested"
+    return rows[is_fitted], rows[~is_fitted], how
+
+
+def _column(obs: pd.DataFrame, name: str) -> pd.Series:
+    """A column as text, blank entries missing, numbered by row."""
+    if name not in obs.columns:
+        raise ValueError(f"no column {name!r} in obs; the columns are {list(obs.columns)}")
+    text = obs[name].astype(object).where(obs[name].notna().to_numpy(), None)
+    text = text.map(lambda entry: str(entry).strip() or None, na_action="ignore")
+    return text.reset_index(drop=True)
+
+
+def _halve_each_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """True for a random half of each class's cells, rounded up."""
+    chosen = np.zeros(labels.size, bool)
+    for name in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == name))
+        chosen[members[: (members.size + 1) // 2]] = True
+    return chosen
+
+
+def probe(
+    train_NxD: np.ndarray,
+    train_labels: np.ndarray,
+    test_NxD: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """Fit two probes on frozen embeddings and score them on held-out cells.
+
+    Features are scaled to mean 0 and variance 1 of the training cells. Probes: the vote of the
+    5 nearest training cells (Euclidean), and a multinomial logistic regression with an L2 penalty
+    (C = 1), fitted until it converges.
+
+    Macro-F1 is the plain mean of F1 over the classes present in the test labels: a class that
+    the training cells lack counts with F1 = 0, and a class predicted but not present adds no
+    term (those cells already count as missed by their own class).
+
+    Args:
+      train_NxD, test_NxD: float embeddings, one row per cell.
+      train_labels, test_labels: cell types, compared as text.
+      seed: handed to the solver (today's L-BFGS draws nothing: equal input, equal scores).
+
+    Returns:
+      knn_accuracy, knn_macro_f1, logistic_accuracy, logistic_macro_f1, all in [0, 1].
+
+    Raises:
+      ValueError: shapes disagree, a value is not finite, or there are too few cells or classes.
+      RuntimeError: the logistic regression did not converge.
+    """
+    train_labels, test_labels = np.asarray(train_labels, str), np.asarray(test_labels, str)
+    _check(train_NxD, train_labels, test_NxD, test_labels)
+    # float64: in float32 the solver's line search stops early on strongly correlated features.
+    scaler = StandardScaler().fit(np.asarray(train_NxD, np.float64))
+    train_NxD = scaler.transform(np.asarray(train_NxD, np.float64))
+    test_NxD = scaler.transform(np.asarray(test_NxD, np.float64))
+    knn = KNeighborsClassifier(NEIGHBOURS).fit(train_NxD, train_labels)
+    logistic = LogisticRegression(max_iter=LOGISTIC_ITERATIONS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            logistic.fit(train_NxD, train_labels)
+        except ConvergenceWarning as unfinished:
+            raise RuntimeError(
+                f"the logistic probe did not converge in {LOGISTIC_ITERATIONS} iterations on "
+                f"{train_NxD.shape[0]} cells x {train_NxD.shape[1]} features; look for features "
+                "of extreme scale in the embedding"
+            ) from unfinished
+    scores = {}
+    for name, fitted in (("knn", knn), ("logistic", logistic)):
+        predicted = fitted.predict(test_NxD)
+        scores[f"{name}_accuracy"] = float(accuracy_score(test_labels, predicted))
+        scores[f"{name}_macro_f1"] = float(
+            f1_score(
+                test_labels,
+                predicted,
+                labels=np.unique(test_labels),
+                average="macro",
+                zero_division=0.0,
+            )
+        )
+    return scores
+
+
+def _check(
+    train_NxD: np.ndarray, train_labels: np.ndarray, test_NxD: np.ndarray, test_labels: np.ndarray
+) -> None:
+    for side, x_NxD, labels in (
+        ("training", train_NxD, train_labels),
+        ("test", test_NxD, test_labels),
+    ):
+        if x_NxD.ndim != 2 or labels.shape != x_NxD.shape[:1]:
+            raise ValueError(
+                f"{side} embeddings of shape {x_NxD.shape} and labels of shape {labels.shape}: "
+                "pass cells x dimensions and one label per cell"
+            )
+        if not np.isfinite(x_NxD).all():
+            raise ValueError(
+                f"{side} embeddings hold NaN or infinity in "
+                f"{int((~np.isfinite(x_NxD)).any(1).sum())} cells; drop or recompute them"
+            )
+    if train_NxD.shape[1] != test_NxD.shape[1]:
+        raise ValueError(
+            f"training embeddings have {train_NxD.shape[1]} dimensions, test embeddings "
+            f"{test_NxD.shape[1]}: embed both with the same model"
+        )
+    if test_labels.size == 0 or train_labels.size < NEIGHBOURS or len(set(train_labels)) < 2:
+        raise ValueError(
+            f"{train_labels.size} training cells of {len(set(train_labels))} classes and "
+            f"{test_labels.size} test cells: at least {NEIGHBOURS} training cells of 2 classes "
+            "and one test cell are needed; split the cells another way"
+        )
