@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from kernels.cab.reference import LOG_FLOOR, NORM_FLOOR
 
-BLOCK = 2048  # genes of a block, at most
+BLOCK = 512  # genes of a block, at most: a row block that stays in a core's cache
 
 
 class _Blocks(NamedTuple):
@@ -212,7 +212,10 @@ def _is_label(label, block: _Blocks):
 def _better(best, top, values, block: _Blocks):
     """The highest value so far and its gene; the earlier gene among equals."""
     here = values.max(-1)
-    gene = (block.first_K + jnp.argmax(values, -1)).astype(jnp.int32)
+    genes = jnp.arange(values.shape[-1], dtype=jnp.int32)
+    # Two plain reductions: XLA's argmax on CPU is one slow loop, ten times their time.
+    at = jnp.where(values == here[..., None], genes, values.shape[-1]).min(-1)
+    gene = (block.first_K + at).astype(jnp.int32)
     return jnp.maximum(best, here), jnp.where(here > best, gene, top)
 
 
@@ -287,14 +290,16 @@ def _gradients(hidden_MxBxD, blocks, gradient, embedding_VxD, bias_V):
         d_hidden += jnp.einsum(
             "mbw,wd->mbd", low, block.embedding_KxWxD, preferred_element_type=accumulate
         )
+        # D x W, not W x D: the product then needs no transposed copy of the large operand.
         d_embedding = jnp.einsum(
-            "mbw,mbd->wd", low, hidden_MxBxD, preferred_element_type=accumulate
+            "mbd,mbw->dw", hidden_MxBxD, low, preferred_element_type=accumulate
         )
         return d_hidden, (d_embedding, d_logits.sum((0, 1)))
 
     start = jnp.zeros(hidden_MxBxD.shape, accumulate)
-    d_hidden, (d_embedding, d_bias) = jax.lax.scan(update, start, blocks)
-    d_embedding = d_embedding.reshape(-1, embedding_VxD.shape[1])[: len(bias_V)]
+    d_hidden, (d_embedding_KxDxW, d_bias) = jax.lax.scan(update, start, blocks)
+    d_embedding = jnp.swapaxes(d_embedding_KxDxW, 1, 2).reshape(-1, embedding_VxD.shape[1])
+    d_embedding = d_embedding[: len(bias_V)]
     return (
         jnp.swapaxes(d_hidden, 0, 1).astype(hidden_MxBxD.dtype),
         d_embedding.astype(embedding_VxD.dtype),

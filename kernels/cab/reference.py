@@ -24,6 +24,7 @@ def cab(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, variant, sim
             # The inner where keeps sqrt'(0) = inf out of the gradient of empty rows.
             norm_BxM = jnp.sqrt(jnp.where(square_BxM > NORM_FLOOR**2, square_BxM, NORM_FLOOR**2))
             rows_BxMxV = Q_BxMxV / norm_BxM[..., None]
+        rows_BxMxV = jnp.where(real_BxM[..., None], rows_BxMxV, 0.0)
         earlier_BxMxV = jnp.cumsum(rows_BxMxV, axis=1) - rows_BxMxV
         pair_sum = (rows_BxMxV * earlier_BxMxV).sum()
     return cross_entropy, pair_sum, _top(P_BxMxV), _top(Q_BxMxV)

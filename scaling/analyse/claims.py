@@ -8,8 +8,7 @@ masked genes those at `<mask>` positions alone, since other selected ones still 
 
 import pandas as pd
 
-from scaling.analyse.fits import tidy
-from scaling.analyse.trends import difference, trend
+from scaling.analyse.trends import difference, tidy, trend
 
 SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED = (
     "supported", "contradicted", "undecided", "not tested",
@@ -227,7 +226,8 @@ def _scope(table, fits) -> str:
     seeds = each.groupby(["model", "cells"]).size()
     line = (
         f"Study: {len(each)} pretrained models, {len(sizes)} sizes from {sizes[0]:,.0f} to "
-        f"{sizes[-1]:,.0f} cells, {seeds.min()}"
+        f"{sizes[-1]:,.0f} cells (to {runs['tokens'].max() / 1e6:,.1f} million gene tokens), "
+        f"{seeds.min()}"
         + ("" if seeds.min() == seeds.max() else f" to {seeds.max()}")
         + " seeds each"
     )
@@ -261,10 +261,10 @@ def _tally(found) -> str:
     """Values with intervals, one per data set, as `up in 2 of 3 data sets (+0.01 to +0.03)`."""
     values, signs = sorted(value for value, _ in found), [sign(interval) for _, interval in found]
     if len(found) == 1:
-        word = {1: "up", -1: "down", 0: "not told from zero"}[signs[0]]
+        word = {1: "up", -1: "down", 0: "unclear"}[signs[0]]
         return f"{word} {number(*found[0])}"
-    counts = [f"{w} in {signs.count(s)}" for w, s in (("up", 1), ("down", -1)) if s in signs]
-    told = " and ".join(counts) or "told from zero in none"
+    words = ((1, "up"), (-1, "down"), (0, "unclear"))
+    told = ", ".join(f"{word} in {signs.count(s)}" for s, word in words if s in signs)
     return f"{told} of {len(found)} data sets ({values[0]:+.3f} to {values[-1]:+.3f})"
 
 
@@ -290,17 +290,14 @@ def _floor_line(table) -> str:
 
 def _baseline_line(table) -> str:
     words = []
-    for task, score in (CLASSES, BIOLOGY, MIXING):
+    for (task, score), name in ((CLASSES, "macro-F1"), (BIOLOGY, "AvgBIO"), (MIXING, "batch")):
         models = ("mlm", "cab", "untrained", "hvg", "pca")
         values = {m: _at_largest(table, task, score, m) for m in models}
-        values = {m: v for m, v in values.items() if v is not None}
-        if values:
-            best = max(values, key=values.get)
-            words.append(
-                f"{score} " + ", ".join(f"{m} {v:.2f}" for m, v in values.items())
-                + f" (best {best})"
-            )  # fmt: skip
-    return "Embeddings at the largest size: " + "; ".join(words) + "." if words else ""
+        ranked = sorted((m for m in models if values[m] is not None), key=lambda m: -values[m])
+        if ranked:
+            words.append(f"{name} " + " > ".join(f"{m} {values[m]:.2f}" for m in ranked))
+    start = "Embeddings at the largest size, best first: "
+    return start + "; ".join(words) + "." if words else ""
 
 
 def _verdict_line(claims) -> str:
@@ -309,4 +306,4 @@ def _verdict_line(claims) -> str:
         numbers = [str(c["number"]) for c in claims if c["verdict"] == verdict]
         if numbers:
             words.append(f"{verdict} {', '.join(numbers)}")
-    return "Published claims: " + "; ".join(words) + "."
+    return "Published claims, numbered as in the report: " + "; ".join(words) + "."

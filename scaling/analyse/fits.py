@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from scaling.analyse.trends import MIN_FREEDOM, finite, pooled_residuals, saturation_point
+from scaling.analyse import trends
+from scaling.analyse.trends import KEY, SEEDS, finite, pooled_residuals
 
-KEY = ["task", "dataset", "score", "positions", "read_from", "model"]
-SEEDS = ["subset_seed", "init_seed", "mask_seed"]
 FORMS = {"raw": ("constant", "power", "saturating"), "log": ("constant", "power")}
 LOWER_IS_BETTER = ("loss", "repeat", "repeat_masked", "repeat_unmasked")
 EXPONENTS = (0.02, 3.0)  # searched range of alpha and s; at its ends a flag is raised
@@ -33,7 +32,7 @@ def fit_table(rows: pd.DataFrame, size: str = "cells", draws: int = 500) -> list
     Raises: ValueError on missing columns, on one run scored twice with two values, on a loss
       that is not positive.
     """
-    table = tidy(rows)
+    table = trends.tidy(rows)
     table = table[(table["kind"] != "floor") & (table[size] > 0)]
     same = [*KEY, size, "exposures", *SEEDS]
     table = table.drop_duplicates([*same, "value"])
@@ -51,7 +50,7 @@ def fit_table(rows: pd.DataFrame, size: str = "cells", draws: int = 500) -> list
         except ValueError as error:
             raise ValueError(f"{dict(zip(KEY, key, strict=True))}: {error}") from error
         if scale == "raw" and group["score"].iloc[0] not in LOWER_IS_BETTER:
-            fit["saturation"] = saturation_point(group[size], group["value"])
+            fit["saturation"] = trends.saturation_point(group[size], group["value"])
         unconverged = int((group["converged"] == False).sum())  # noqa: E712 (None is neither)
         if unconverged:
             fit["flags"].append(f"{unconverged} of {len(group)} points from unconverged runs")
@@ -59,19 +58,6 @@ def fit_table(rows: pd.DataFrame, size: str = "cells", draws: int = 500) -> list
             fit["flags"].append("several exposures at one size")
         fits.append(dict(zip(KEY, key, strict=True)) | {"size": size} | fit)
     return fits
-
-
-def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """The scores table with float `value` (None becomes NaN) and "" for absent text keys."""
-    needed = {*KEY, *SEEDS, "kind", "cells", "tokens", "exposures", "value", "converged", "note"}
-    if missing := sorted(needed - set(rows.columns)):
-        raise ValueError(f"the scores table lacks the columns {missing}; one row is one score")
-    table = rows.reset_index(drop=True).copy()
-    for column in ("dataset", "positions", "read_from", "note"):
-        table[column] = table[column].astype(object).where(table[column].notna(), "")
-    for column in ("value", "cells", "tokens", "exposures", *SEEDS):
-        table[column] = pd.to_numeric(table[column]).astype(float)
-    return table
 
 
 def fit_curve(x, y, form: str | None = None, scale: str = "raw", draws: int = 500) -> dict:
@@ -160,7 +146,7 @@ def _poor_fit(x, y, fitted, coefficients: int) -> bool:
     sizes = np.unique(x)
     within = sum(((y[x == s] - y[x == s].mean()) ** 2).sum() for s in sizes)
     free, free_within = len(sizes) - coefficients, len(x) - len(sizes)
-    if free < 1 or free_within < MIN_FREEDOM or within < 1e-20:
+    if free < 1 or free_within < trends.MIN_FREEDOM or within < 1e-20:
         return False
     misfit = ((y - fitted) ** 2).sum() - within
     return bool(misfit / free > stats.f.ppf(0.99, free, free_within) * within / free_within)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from scaling.analyse.fits import LOWER_IS_BETTER, tidy
+from scaling.analyse.fits import LOWER_IS_BETTER
+from scaling.analyse.trends import tidy
 
 # Okabe-Ito colours: apart for the colour-blind; markers and line styles keep them apart in grey.
 STYLE = {
@@ -26,26 +27,26 @@ STYLE = {
     "copy_input": ("#7F7F7F", "", (0, (6, 2, 1, 2)), "floor: copied input"),
 }
 CURVES = ("mlm", "cab", "cab_no_similarity", "hvg", "pca")
-SCORES = {
-    "loss": "Loss (nats per masked gene)",
-    "accuracy": "Accuracy (share of masked genes)",
-    "repeat_unmasked": "Predictions already in the cell (share)",
-    "repeat_masked": "Predictions made twice or more (share)",
-    "repeat": "All repeated predictions (share)",
-    "uniqueness": "Genes predicted once (share)",
-    "coverage": "Genes predicted / genes present",
-    "entropy_ratio": "Entropy predicted / entropy present",
-    "knn_accuracy": "Accuracy, kNN probe (share of cells)",
-    "knn_macro_f1": "Macro-F1, kNN probe",
-    "logistic_accuracy": "Accuracy, logistic probe (share of cells)",
-    "logistic_macro_f1": "Macro-F1, logistic probe",
-    "avg_bio": "AvgBIO: mean of ASW, NMI, ARI",
-    "asw_label": "Cell-type silhouette (ASW, 0 to 1)",
-    "nmi": "Clusters against types (NMI)",
-    "ari": "Clusters against types (ARI)",
-    "batch_score": "Batch silhouette score (0 to 1)",
-    "pcr_score": "Batch variance removed (PCR, share)",
-    "average_batch_score": "Average batch score (0 to 1)",
+SCORES = {  # title and unit of each panel
+    "loss": ("Loss", "nats per masked gene"),
+    "accuracy": ("Accuracy", "share of masked genes"),
+    "repeat_unmasked": ("Predictions already in the cell", "share of predictions"),
+    "repeat_masked": ("Predictions made again", "share of predictions"),
+    "repeat": ("All repeated predictions", "share of predictions"),
+    "uniqueness": ("Genes predicted just once", "share of predictions"),
+    "coverage": ("Coverage of genes", "genes predicted / present"),
+    "entropy_ratio": ("Diversity of predicted genes", "entropy / that of the truth"),
+    "knn_accuracy": ("Accuracy, kNN probe", "share of cells"),
+    "knn_macro_f1": ("Macro-F1, kNN probe", "mean F1 over cell types"),
+    "logistic_accuracy": ("Accuracy, logistic probe", "share of cells"),
+    "logistic_macro_f1": ("Macro-F1, logistic probe", "mean F1 over cell types"),
+    "avg_bio": ("AvgBIO", "mean of ASW, NMI and ARI"),
+    "asw_label": ("Cell types apart", "silhouette width, 0 to 1"),
+    "nmi": ("Clusters match cell types", "NMI"),
+    "ari": ("Clusters match cell types", "ARI"),
+    "batch_score": ("Batches mixed within types", "1 - |batch silhouette|"),
+    "pcr_score": ("Batch variance removed", "share (PCR score)"),
+    "average_batch_score": ("Average batch score", "mean of the two batch scores"),
 }
 TASKS = {
     "masked_genes": "Masked genes",
@@ -104,8 +105,6 @@ def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path) -> Non
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     for axis in list(axes.flat)[len(scores) :]:
         axis.set_axis_off()
-    for axis in axes[:, 0]:
-        axis.set_ylabel("score")
     handles |= _key(rows, curves)
     figure.suptitle(title, fontsize=14, fontweight="bold")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1,
@@ -117,6 +116,7 @@ def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path) -> Non
 
 
 def _panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
+    present = [m for m in CURVES if m in set(rows["model"])]
     for model in STYLE:
         here = rows[rows["model"] == model]
         if here.empty:
@@ -126,25 +126,32 @@ def _panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
             axis.axhline(here["value"].mean(), color=colour, linestyle=line, lw=1.4, label=label)
             continue
         here = here[here["cells"] > 0]
+        aside = 1.08 ** (
+            present.index(model) - (len(present) - 1) / 2
+        )  # markers side by side, not hidden
         means = here.groupby("cells")["value"].mean()
         for done, face in ((True, colour), (False, "white")):
             points = here[(here["converged"] == False) != done]  # noqa: E712 (None is neither)
-            axis.plot(points["cells"], points["value"], marker, ms=4, mfc=face, mec=colour,
+            axis.plot(points["cells"] * aside, points["value"], marker, ms=4, mfc=face, mec=colour,
                       mew=1, alpha=0.75, linestyle="none")  # fmt: skip
-        axis.plot(means.index, means, marker="_", ms=12, mew=2, color=colour, linestyle="none")
+        axis.plot(
+            means.index * aside, means, marker="_", ms=9, mew=2, color=colour, linestyle="none"
+        )
         band = fits[model]["band"] if model in fits else None
         if band is None:
-            axis.plot(means.index, means, color=colour, lw=0.8, linestyle=line, label=label)
+            axis.plot(means.index, means, color=colour, lw=0.8, linestyle=line, label=label,
+                      marker=marker, ms=5, markevery=[])  # fmt: skip
             continue
-        axis.plot(band["x"], band["mid"], color=colour, lw=1.8, linestyle=line, label=label)
+        axis.plot(band["x"], band["mid"], color=colour, lw=1.8, linestyle=line, label=label,
+                  marker=marker, ms=5, markevery=[])  # fmt: skip
         if band["low"] is not None:
             axis.fill_between(band["x"], band["low"], band["high"], color=colour, alpha=0.18, lw=0)
-    better = "lower is better" if score in LOWER_IS_BETTER else "higher is better"
-    axis.set_title(f"{SCORES.get(score, score)}\n{better}", fontsize=9.5)
+    better = "↓ lower is better" if score in LOWER_IS_BETTER else "↑ higher is better"
+    title, unit = SCORES.get(score, (score, "score"))
+    axis.set_title(f"{title}\n({better})", fontsize=9.5)
+    axis.set_ylabel(unit, fontsize=8.5)
     sizes = rows.loc[rows["model"].isin(CURVES) & (rows["cells"] > 0), "cells"]
     _log_axis(axis, np.unique(sizes))
-    if not (lambda ends: ends[1] - ends[0] > 1e-9)(axis.get_ylim()):
-        axis.set_ylim(-0.05, 0.05)
     axis.grid(alpha=0.25, lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8.5)

@@ -1,13 +1,29 @@
-"""Scores at several sizes and seeds in; saturation points, trends and differences out.
+"""The scores table in; trends over size, differences and saturation points with intervals out.
 
-All intervals are 95 % unless named otherwise and come from one bootstrap: seed averages per size
-plus pooled, rescaled residuals within sizes, drawn from a fixed seed.
+The intervals come from one bootstrap: seed averages per size plus pooled residuals within sizes,
+rescaled for the few seeds they rest on, drawn from a fixed seed.
 """
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+KEY = ["task", "dataset", "score", "positions", "read_from", "model"]
+SEEDS = ["subset_seed", "init_seed", "mask_seed"]
 MIN_FREEDOM = 4  # fewer residual degrees of freedom give no interval one could lean on
+
+
+def tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    """The scores table with float `value` (None becomes NaN) and "" for absent text keys."""
+    needed = {*KEY, *SEEDS, "kind", "cells", "tokens", "exposures", "value", "converged", "note"}
+    if missing := sorted(needed - set(rows.columns)):
+        raise ValueError(f"the scores table lacks the columns {missing}; one row is one score")
+    table = rows.reset_index(drop=True).copy()
+    for column in ("dataset", "positions", "read_from", "note"):
+        table[column] = table[column].astype(object).where(table[column].notna(), "")
+    for column in ("value", "cells", "tokens", "exposures", *SEEDS):
+        table[column] = pd.to_numeric(table[column]).astype(float)
+    return table
 
 
 def trend(x, y, level: float = 0.95) -> dict:
@@ -17,7 +33,7 @@ def trend(x, y, level: float = 0.95) -> dict:
     per_size: an interval for each size, points}; intervals are None where seeds are too few, and
     the slope is None below two sizes. Differences between two curves go through here as well.
     """
-    sizes, means, resampled = size_mean_draws(x, y)
+    sizes, means, resampled = size_mean_draws(x, y, level)
     result = {
         "slope": None, "interval": None, "mean": float(means.mean()) if len(means) else None,
         "mean_interval": None, "sizes": sizes.tolist(), "means": means.tolist(),
@@ -44,8 +60,7 @@ def difference(
     The slope is the interaction: by how much the two scores part per tenfold size. A pair agrees
     in size, exposures and all three seeds; rows without a partner are left out.
     """
-    keys = [size, "exposures", "subset_seed", "init_seed", "mask_seed"]
-    pairs = one.merge(other, on=keys, suffixes=("_one", "_other"))
+    pairs = one.merge(other, on=[size, "exposures", *SEEDS], suffixes=("_one", "_other"))
     return trend(pairs[size], pairs["value_one"] - pairs["value_other"], level)
 
 
@@ -69,21 +84,25 @@ def saturation_point(x, y) -> dict | None:
     return {"size": point, "interval": interval, "at_most": bool(point == sizes[0])}
 
 
-def size_mean_draws(x, y, draws: int = 2000):
+def size_mean_draws(x, y, level: float = 0.95, draws: int = 4000):
     """Seed-averaged scores per size and their bootstrap.
 
     Returns: (sizes (S,), means (S,), resampled means (draws, S) or None below `MIN_FREEDOM`
     residual degrees of freedom). With one seed per size, residuals are those about a straight
-    line in log size.
+    line in log size. Residuals are widened by Student's t over the normal quantile at `level`:
+    without it a flat score of 4 sizes x 3 seeds is called a trend in 8 % of cases, not in 5 %.
     """
     x, y, _ = finite(x, y)
     sizes, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     means = np.bincount(index, y) / counts
     repeated = len(x) > len(sizes)
-    if (len(x) - len(sizes) if repeated else len(x) - 2) < MIN_FREEDOM:
+    free = len(x) - (len(sizes) if repeated else 2)
+    if free < MIN_FREEDOM:
         return sizes, means, None
     line = means[index] if repeated else np.polyval(np.polyfit(np.log(x), y, 1), np.log(x))
     residuals, _ = pooled_residuals(x, y, line, 2)
+    tail = (1 + level) / 2
+    residuals = residuals * stats.t.ppf(tail, free) / stats.norm.ppf(tail)
     picks = np.random.default_rng(0).integers(len(residuals), size=(draws, len(x)))
     averaging = (index[:, None] == np.arange(len(sizes))) / counts
     return sizes, means, means + residuals[picks] @ averaging

@@ -26,17 +26,17 @@ class Simulation:
     donors: int = 12  # people, each measured in one batch and holding every cell type
     batches: int = 3  # technologies, each measuring donors / batches people
     programs: int = 40  # sets of genes that rise and fall together
-    genes_per_program: float = 0.05  # share of all genes that one program moves
-    depth: float = 750.0  # counts per cell, the median over cells; too few leave cells empty
+    genes_per_program: float = 0.04  # share of all genes that one program moves
+    depth: float = 800.0  # counts per cell, the median over cells; too few leave cells empty
     library_sd: float = 0.42  # SD of log counts per cell, within a batch
     batch_depth_sd: float = 0.25  # SD of log depth, between batches
-    base_sd: float = 1.8  # SD of log abundance, between genes
-    type_sd: float = 0.235  # change of a program's activity (RMS), parent type to child type
+    base_sd: float = 1.7  # SD of log abundance, between genes
+    type_sd: float = 0.24  # change of a program's activity (RMS), parent type to child type
     state_sd: float = 0.3  # SD of program activity, between cells of one type
     batch_sd: float = 0.3  # SD of a gene's log shift, between batches
     donor_sd: float = 0.18  # SD of a gene's log shift, between donors of one batch
     rarest: float = 0.04  # abundance of the rarest cell type, as a share of the commonest's
-    dispersion: float = 0.1  # variance / mean^2 of a very abundant gene within one state
+    dispersion: float = 0.05  # variance / mean^2 of a very abundant gene within one state
     dispersion_rise: float = 0.2  # added to it at a mean of 1 count, falling as 1 / sqrt(mean)
     seed: int = 0  # of every draw
 
@@ -51,7 +51,7 @@ class Simulation:
             if value < least:
                 raise ValueError(f"{field.name}={value!r}: give {least} or more")
         if self.depth == 0:
-            raise ValueError("depth=0 leaves every cell empty: give counts per cell, e.g. 750")
+            raise ValueError("depth=0 leaves every cell empty: give counts per cell, e.g. 800")
         for name in ("genes_per_program", "rarest"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a share in (0, 1]")
@@ -115,7 +115,7 @@ def _draw_counts(
     shift = shift + rng.normal(0.0, settings.donor_sd, (settings.donors, genes))
     batch_depth = _centred(rng, settings.batches, settings.batch_depth_sd)
 
-    values, columns, row_ends = [], [], [0]
+    rows = []
     for cell in range(settings.cells):
         own = _stream(settings, 2, cell)  # so that no cell depends on the others
         state = activity[cell_type[cell]] + own.normal(0.0, settings.state_sd, programs)
@@ -127,13 +127,8 @@ def _draw_counts(
         inverse = settings.dispersion + settings.dispersion_rise / np.sqrt(np.maximum(mean, 1e-12))
         if inverse.any():
             mean *= own.standard_gamma(1.0 / inverse) * inverse
-        counts = own.poisson(mean)
-        seen = np.flatnonzero(counts)
-        values.append(counts[seen].astype(np.int32))
-        columns.append(seen.astype(np.int32))
-        row_ends.append(row_ends[-1] + seen.size)
-    parts = (np.concatenate(values), np.concatenate(columns), np.array(row_ends))
-    return sparse.csr_matrix(parts, shape=(settings.cells, genes))
+        rows.append(sparse.csr_matrix(own.poisson(mean).astype(np.int32)))
+    return sparse.vstack(rows, format="csr")
 
 
 def simulate(path: str | os.PathLike, settings: Simulation) -> None:
@@ -158,14 +153,11 @@ def simulate(path: str | os.PathLike, settings: Simulation) -> None:
     path = pathlib.Path(path)
     cell_type, donor = _draw_labels(settings)
     counts = _draw_counts(settings, cell_type, donor)
-    columns = {
-        "cell_type": [f"type_{i + 1:02d}" for i in cell_type],
-        "donor": [f"donor_{i + 1:02d}" for i in donor],
-        "batch": [f"batch_{i + 1:02d}" for i in donor % settings.batches],
-    }
+    obs = {"cell_type": cell_type, "donor": donor, "batch": donor % settings.batches}
+    obs = {label: [f"{label}_{i + 1:02d}" for i in which] for label, which in obs.items()}
     names = [f"cell_{i + 1:07d}" for i in range(settings.cells)]
     genes = pd.Index([f"SIM{i + 1:05d}" for i in range(settings.genes)], name="gene_id")
-    obs = pd.DataFrame(columns, index=names, dtype="category")
+    obs = pd.DataFrame(obs, index=names, dtype="category")
     about = {"simulation": dataclasses.asdict(settings)}
     data = anndata.AnnData(X=counts, obs=obs, var=pd.DataFrame(index=genes), uns=about)
     # Not ending in .h5ad, so that a search for data never meets the remains of a killed run.

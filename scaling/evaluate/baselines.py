@@ -64,9 +64,9 @@ def fit_hvg(
     """Choose the genes whose dispersion is highest among genes of similar mean.
 
     Scanpy's 'seurat' flavour (Satija et al., Nature Biotechnology 2015): variance / mean of the
-    counts per ten thousand, logged, standardised within 20 bins of the mean. Genes without
-    counts in the fitting cells are set aside first, and genes with no defined score (no variance)
-    are never chosen, so there may be fewer than n_genes. Ties go to the earlier column.
+    counts per ten thousand, logged, standardised within 20 bins of the mean. Genes that do not
+    vary over the fitting cells (silent ones among them) are set aside first and never chosen, so
+    there may be fewer than n_genes. Ties go to the earlier column.
 
     Args:
       counts_NxG, total_N: as for log_normalise.
@@ -78,21 +78,20 @@ def fit_hvg(
     if counts_NxG.shape[0] < 2:
         raise ValueError(f"{counts_NxG.shape[0]} cell(s) to fit on: variance needs at least two")
     x_NxG = log_normalise(counts_NxG, total_N)
-    expressed = np.flatnonzero(np.asarray(x_NxG.sum(axis=0)).ravel() > 0)
-    if expressed.size == 0:
-        raise ValueError("no gene has a count in the fitting cells: check the genes' names")
-    cells = anndata.AnnData(x_NxG[:, expressed])
+    low_G, high_G = x_NxG.min(axis=0).toarray()[0], x_NxG.max(axis=0).toarray()[0]
+    # Set aside before scanpy takes the log of a variance that is zero but for rounding.
+    varying = np.flatnonzero(high_G - low_G > 1e-5 * high_G)
+    if varying.size == 0:
+        raise ValueError(
+            f"none of {x_NxG.shape[1]} genes varies over the {x_NxG.shape[0]} fitting cells: "
+            "check that the genes are the data set's own, or fit on more cells"
+        )
+    cells = anndata.AnnData(x_NxG[:, varying])
     # The score only: scanpy's own cut-off warns when few genes have one, and can exceed n_genes.
     table = scanpy.pp.highly_variable_genes(cells, flavor="seurat", inplace=False)
     score = table["dispersions_norm"].to_numpy()
-    order = np.argsort(-score, kind="stable")  # NaN sorts last
-    chosen = order[: min(n_genes, int((~np.isnan(score)).sum()))]
-    if chosen.size == 0:
-        raise ValueError(
-            f"none of {expressed.size} expressed genes varies over {counts_NxG.shape[0]} cells: "
-            "fit on more cells"
-        )
-    return Hvg(np.sort(expressed[chosen]).astype(np.int64), counts_NxG.shape[1])
+    chosen = np.argsort(-score, kind="stable")[:n_genes]  # an undefined score sorts last
+    return Hvg(np.sort(varying[chosen]).astype(np.int64), counts_NxG.shape[1])
 
 
 def apply_hvg(
@@ -127,8 +126,8 @@ def fit_pca(
 ) -> Pca:
     """Highly variable genes, centred, and their leading principal components.
 
-    By eigenvectors of the genes' covariance, each turned so that its largest entry is positive:
-    nothing is drawn at random. There are at most cells - 1 components.
+    Exact, with fixed signs: nothing is drawn at random. There are at most cells - 1 components.
+    Genes keep their own variance (they are not scaled to unit variance).
 
     Args:
       counts_NxG, total_N: as for log_normalise.
@@ -137,7 +136,9 @@ def fit_pca(
     hvg = fit_hvg(counts_NxG, total_N)
     x_NxG = apply_hvg(hvg, counts_NxG, total_N).astype(np.float64)
     kept = min(n_components, x_NxG.shape[0] - 1, x_NxG.shape[1])
-    fitted = PCA(kept, svd_solver="covariance_eigh").fit(x_NxG)
+    # Both are exact; each is quick where the other is slow.
+    solver = "full" if x_NxG.shape[0] < x_NxG.shape[1] else "covariance_eigh"
+    fitted = PCA(kept, svd_solver=solver).fit(x_NxG)
     return Pca(hvg, fitted.mean_, fitted.components_)
 
 

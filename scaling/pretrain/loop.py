@@ -1,0 +1,296 @@
+"""Settings and a corpus -> a trained run folder: record, checkpoints, the mark that it is done."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import time
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from scaling.corpus import subsets
+from scaling.corpus.shards import VOCABULARY, Corpus
+from scaling.pretrain import batches, checkpoint, masking, optimizer, predictions, sharding
+from scaling.pretrain.model import ModelSettings, RankEncoder, count_parameters
+from scaling.pretrain.objectives import Loss, ObjectiveSettings, objective
+from scaling.pretrain.writer import METRICS, RunWriter, read_rows
+
+SETTINGS, DONE, CHECKPOINTS = "settings.json", "done.json", "checkpoints"
+HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
+CONVERGED = 0.01  # a run is not converged while its last tenth lowers the loss by more
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """All that one pretraining run depends on, beside the corpus."""
+
+    model: ModelSettings
+    masking: masking.MaskingSettings
+    objective: ObjectiveSettings
+    train: optimizer.TrainSettings
+
+    def hash(self, corpus: Corpus) -> str:
+        """Names a run's settings and the corpus's vocabulary and cells, hex."""
+        content = json.dumps([dataclasses.asdict(self), corpus.manifest["checksums"]])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def program(self) -> "RunSettings":
+        """The settings that a compiled step depends on: runs that differ in the rest share it."""
+        rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0}
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
+
+
+@flax.struct.dataclass
+class State:
+    """What a step changes."""
+
+    params: dict
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="state")
+def train_step(state: State, batch: dict, seeds: dict, program: RunSettings, steps: int):
+    """One update; a pure function of its arguments. Returns (state, numbers to be logged)."""
+    model = RankEncoder(program.model, len(state.params["bias"]))
+    keys_B = masking.draw_keys(seeds["mask"], batch["epoch"], batch["cell"])
+    cells = masking.mask_cells(batch["tokens"], keys_B, model.vocabulary, program.masking)
+
+    def loss(params):
+        hidden_BxMxD = model.apply(
+            {"params": params},
+            cells.inputs_BxL,
+            cells.slots_BxM,
+            deterministic=False,
+            rngs={"dropout": jax.random.fold_in(jax.random.key(seeds["init"]), state.step)},
+        )
+        sums, out = objective(
+            hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
+        )
+        return sums.value(program.objective), (sums, out.top_p_BxM)
+
+    (value, (sums, top_BxM)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    adamw = optimizer.optimizer(program.train, steps)
+    update, moments = adamw.update(grads, state.optimizer, state.params)
+    of_cells = predictions.cell_metrics(
+        top_BxM, cells.labels_BxM, cells.hidden_BxM, cells.known_BxV
+    )
+    logged = {
+        "loss": value,
+        "sums": sums,
+        "cells": (of_cells.pop("slots") > 0).sum(),
+        "of_cells": {name: value_B.sum() for name, value_B in of_cells.items()},
+        "surplus": cells.surplus_B.sum(),
+        "gradient_norm": optax.global_norm(grads),
+    }
+    return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def held_out_sums(params: dict, batch: dict, program: RunSettings) -> Loss:
+    """Loss parts of held-out cells under their fixed masks, without dropout."""
+    model = RankEncoder(program.model, len(params["bias"]))
+    keys_B = masking.draw_keys(HELD_OUT_SEED, batch["epoch"], batch["cell"])
+    cells = masking.mask_cells(batch["tokens"], keys_B, model.vocabulary, program.masking)
+    hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
+    return objective(
+        hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
+    )[0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "vocabulary"))
+def initial_params(seed: int, model: ModelSettings, vocabulary: int) -> dict:
+    """Weights before any training, from the init seed."""
+    tokens, slots = jnp.zeros((1, model.length), jnp.int32), jnp.zeros((1, 1), jnp.int32)
+    return RankEncoder(model, vocabulary).init(jax.random.key(seed), tokens, slots)["params"]
+
+
+def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dict:
+    """Trains, or goes on where the folder's last checkpoint stands, or skips a finished run.
+
+    Returns:
+      The run's summary, which `done.json` holds too: steps, cells, tokens, exposures, losses,
+      converged, parameters, seconds.
+
+    Raises:
+      ValueError: the folder holds a run of other settings, or settings contradict the data.
+      FloatingPointError: the loss is not finite; the step is named.
+    """
+    name = settings.hash(corpus)
+    _claim(folder, settings, name, corpus)
+    if (folder / DONE).exists():
+        return json.loads((folder / DONE).read_text())
+    train = settings.train
+    pool = int((corpus.obs["split"] == "pool").sum())
+    rows = subsets.nested(corpus.obs, train.cells or pool, train.subset_seed)
+    steps = train.total_steps(len(rows))
+    mesh = sharding.data_mesh(train.batch)
+    with jax.set_mesh(mesh):
+        params = initial_params(train.init_seed, settings.model, len(corpus.vocabulary))
+        moments = optimizer.optimizer(train, steps).init(params)
+        state = sharding.replicate(State(params, moments, np.int32(0)), mesh)
+        plan = batches.Plan(len(rows), train.batch, train.init_seed)
+        source = batches.Batches(corpus, rows, plan, steps, settings.model.length)
+        held_out = _held_out_batches(corpus, settings, mesh)
+        sizes = count_parameters(params)
+        clock = _train(settings, source, state, held_out, sizes, steps, mesh, folder)
+    lengths = corpus.obs["length"].to_numpy()[rows].clip(max=settings.model.length)
+    summary = {
+        "hash": name,
+        "steps": steps,
+        "cells": len(rows),
+        "tokens": int(lengths.sum()),
+        "exposures": steps * train.batch,
+        **convergence(read_rows(folder / METRICS), steps),
+        **sizes,
+        "seconds": clock["seconds"],
+    }
+    partial = folder / (DONE + ".partial")
+    partial.write_text(json.dumps(summary, indent=1))
+    partial.rename(folder / DONE)
+    return summary
+
+
+def load_params(folder: pathlib.Path, model: ModelSettings, vocabulary: int) -> dict:
+    """Parameters of a run's last checkpoint."""
+    return checkpoint.restore_params(folder / CHECKPOINTS, initial_params(0, model, vocabulary))
+
+
+def convergence(rows: list[dict], steps: int) -> dict:
+    """Final held-out loss, and whether the last tenth of the steps still lowered it by > 1 %."""
+    losses = {row["step"]: row["held_out/loss"] for row in rows if "held_out/loss" in row}
+    before = [step for step in losses if step <= 0.9 * steps]
+    if steps not in losses or not before:
+        return {"held_out_loss": losses.get(steps), "converged": None}
+    earlier, last = losses[max(before)], losses[steps]
+    return {"held_out_loss": last, "converged": bool(earlier - last <= CONVERGED * abs(earlier))}
+
+
+def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpus) -> None:
+    """Writes what the folder is for, or refuses one that is for something else."""
+    path = folder / SETTINGS
+    if path.exists():
+        held = json.loads(path.read_text())["hash"]
+        if held != name:
+            raise ValueError(
+                f"{folder} holds a run of other settings or another corpus (hash {held}, now "
+                f"{name}); give another --workdir or remove the folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus.vocabulary.save(folder / VOCABULARY)
+    content = {"hash": name, "vocabulary": corpus.vocabulary.hash, **dataclasses.asdict(settings)}
+    partial = folder / (SETTINGS + ".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.rename(path)
+
+
+def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]:
+    rows = np.flatnonzero(corpus.obs["split"].to_numpy() == "held_out")
+    ids = corpus.obs["cell_id"].to_numpy()[rows]
+    rows = rows[subsets.order(ids, HELD_OUT_SEED)[: settings.train.held_out_cells]]
+    size = min(settings.train.batch, len(rows)) // mesh.size * mesh.size
+    if not size:
+        raise ValueError(f"{len(rows)} held-out cells are too few for {mesh.size} devices")
+    plan = batches.Plan(len(rows), size, HELD_OUT_SEED)
+    source = batches.Batches(corpus, rows, plan, len(rows) // size, settings.model.length)
+    batch = [source[step] for step in range(len(source))]
+    return [sharding.shard_batch({**b, "epoch": 0 * b["epoch"]}, mesh) for b in batch]
+
+
+def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
+    """Order of a turn: measure, save, fetch, dispatch, and read what the step before left."""
+    train, program, clock, start = settings.train, settings.program(), {"seconds": 0.0}, 0
+    seeds = {"init": np.uint32(train.init_seed), "mask": np.uint32(train.mask_seed)}
+    iterator = batches.iterate(source)
+    with checkpoint.manager(folder / CHECKPOINTS) as checkpoints:
+        restored = checkpoint.restore(checkpoints, state, iterator)
+        if restored:
+            start, state, clock = restored
+        log = _Log(folder, start, steps, train, sizes, clock["seconds"])
+        if start == 0:
+            log.held_out(0, state.params, held_out, program)
+        for step in range(start + 1, steps + 1):
+            batch = sharding.shard_batch(next(iterator), mesh)
+            state, logged = train_step(state, batch, seeds, program, steps)
+            log.train(step, logged)
+            if step == steps or step % max(1, steps // 10) == 0:
+                log.held_out(step, state.params, held_out, program)
+            if step == steps or step % train.checkpoint_every == 0:
+                log.flush()  # a restart goes on after this step: its row must be on disk
+                checkpoint.save(checkpoints, step, state, iterator, log.clock())
+        log.close()
+    return log.clock()
+
+
+class _Log:
+    """Record, TensorBoard and progress bar of one run; reads each step's numbers a step later."""
+
+    def __init__(self, folder, start, steps, train, sizes, seconds):
+        self._writer = RunWriter(folder, start)
+        self._bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", leave=False)
+        self._train, self._sizes = train, sizes
+        self._rate = optimizer.schedule(train, steps)
+        self._began = time.monotonic() - seconds
+        self._last = start, time.monotonic()
+        self._pending, self._steps = None, steps
+
+    def clock(self) -> dict[str, float]:
+        return {"seconds": time.monotonic() - self._began}
+
+    def train(self, step: int, logged: dict) -> None:
+        """Hands in a dispatched step; the device computes it while the one before is written."""
+        self.flush()
+        if step % self._train.log_every == 0 or step == self._steps:
+            self._pending = step, logged
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, logged = self._pending[0], jax.device_get(self._pending[1])
+        self._pending = None
+        if not np.isfinite(logged["loss"]):
+            raise FloatingPointError(
+                f"the loss is {logged['loss']} at step {step}; lower train.learning_rate"
+            )
+        (before, then), now = self._last, time.monotonic()
+        self._last = step, now
+        sums, cells = logged["sums"], max(int(logged["cells"]), 1)
+        row = {
+            "train/loss": float(logged["loss"]),
+            "train/cross_entropy": float(sums.cross_entropy / max(sums.positions, 1)),
+            "train/similarity": float(sums.similarity / max(sums.pairs, 1)),
+            **{f"train/{name}": float(v / cells) for name, v in logged["of_cells"].items()},
+            "train/gradient_norm": float(logged["gradient_norm"]),
+            "train/surplus_positions": int(logged["surplus"]),
+            "learning_rate": float(self._rate(step - 1)),
+            "cells_per_second": (step - before) * self._train.batch / (now - then),
+            **self._sizes,
+        }
+        self._writer.write(step, row)
+        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix(
+            {"loss": f"{row['train/loss']:.3f}", "cells/s": f"{row['cells_per_second']:.0f}"}
+        )
+
+    def held_out(self, step: int, params: dict, held_out: list[dict], program) -> None:
+        """Measures the loss of held-out cells, from sums over all of them."""
+        self.flush()
+        parts = [held_out_sums(params, batch, program) for batch in held_out]
+        total = jax.device_get(jax.tree.map(lambda *leaves: sum(leaves), *parts))
+        row = {
+            "held_out/loss": float(total.value(program.objective)),
+            "held_out/cross_entropy": float(total.cross_entropy / max(total.positions, 1)),
+            "held_out/similarity": float(total.similarity / max(total.pairs, 1)),
+        }
+        self._writer.write(step, row)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()

@@ -1,0 +1,77 @@
+"""Training settings -> AdamW with warm-up and linear decay, and how long a run takes."""
+
+import dataclasses
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How a run trains; the fields are those of `config.train`.
+
+    Attributes:
+      cells: unique cells of the subset; 0 takes the whole pool.
+      steps, epochs: duration; exactly one of them is above 0.
+      batch: cells of a global batch.
+      learning_rate: peak, reached after `warmup` (share of all steps), then falling to 0.
+      weight_decay: of AdamW; biases, norms' scales and vectors are left alone.
+      clip: norm that gradients are cut to.
+      subset_seed, init_seed, mask_seed: of the subset; of weights, dropout and order; of masks.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      log_every: steps between records.
+      held_out_cells: cells whose loss is measured ten times in a run.
+    """
+
+    cells: int
+    steps: int
+    epochs: float
+    batch: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    subset_seed: int
+    init_seed: int
+    mask_seed: int
+    checkpoint_every: int
+    log_every: int
+    held_out_cells: int
+
+    def __post_init__(self):
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ValueError(
+                f"train.steps is {self.steps} and train.epochs {self.epochs}; set exactly one of "
+                "them above 0"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"train.warmup is {self.warmup}; it is a share of the run, below 1: a run must "
+                "not warm up for longer than it trains"
+            )
+        if min(self.batch, self.checkpoint_every, self.log_every, self.held_out_cells) < 1:
+            raise ValueError(f"train's batch, intervals and held_out_cells must be above 0: {self}")
+
+    def total_steps(self, cells: int) -> int:
+        """Steps of a run over so many unique cells."""
+        return self.steps or max(1, round(self.epochs * cells / self.batch))
+
+
+def schedule(settings: TrainSettings, steps: int) -> optax.Schedule:
+    """Linear warm-up, then linear decay to 0 at the last step."""
+    warmup = round(settings.warmup * steps)
+    rising = optax.linear_schedule(0.0, settings.learning_rate, max(warmup, 1))
+    falling = optax.linear_schedule(settings.learning_rate, 0.0, max(steps - warmup, 1))
+    return optax.join_schedules([rising, falling], [warmup])
+
+
+def optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) behind a cut of the gradient's norm."""
+
+    def decayed(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    adamw = optax.adamw(
+        schedule(settings, steps), weight_decay=settings.weight_decay, mask=decayed
+    )
+    return optax.chain(optax.clip_by_global_norm(settings.clip), adamw)

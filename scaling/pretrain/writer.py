@@ -1,0 +1,74 @@
+"""Numbers of a run -> `metrics.jsonl`, the record, and TensorBoard, for looking."""
+
+import json
+import pathlib
+
+from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.summary import Writer as ScalarWriter
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+METRICS = "metrics.jsonl"
+
+
+class RunWriter:
+    """Appends rows to JSONL and scalars to TensorBoard; opened again, it goes on at a step.
+
+    Args:
+      folder: the run's.
+      resume_at: rows of later steps (written after the last checkpoint) are dropped.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_at: int):
+        path = folder / METRICS
+        rows = [row for row in read_rows(path) if row["step"] <= resume_at]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.rename(path)
+        self._rows = path.open("a")
+        self._scalars = ScalarWriter(str(folder))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one row {"step": step, **values}."""
+        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+        self._rows.flush()
+        for name, value in values.items():
+            self._scalars.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._rows.close()
+        self._scalars.close()
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """Rows of a JSONL file; none where there is no file. A cut last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_hparams(
+    folder: pathlib.Path, settings: dict[str, float | str | bool], scores: dict[str, float]
+) -> None:
+    """Fills a run's row of TensorBoard's HParams table: settings and final scores."""
+    events = EventFileWriter(str(folder), filename_suffix=".hparams")
+    summary = hparams.hparams_pb(settings, trial_id=folder.name)
+    events.add_event(event_pb2.Event(summary=summary))
+    events.close()
+    scalars = ScalarWriter(str(folder))
+    for name, value in scores.items():
+        scalars.add_scalar(name, value, 0)
+    scalars.close()
+
+
+def write_hparams_columns(folder: pathlib.Path, settings: list[str], scores: list[str]) -> None:
+    """Declares the columns of the sweep's HParams table, so that it can be sorted by any."""
+    columns = hparams.hparams_config_pb(
+        hparams=[hparams.HParam(name) for name in settings],
+        metrics=[hparams.Metric(name, display_name=name) for name in scores],
+    )
+    events = EventFileWriter(str(folder), filename_suffix=".hparams")
+    events.add_event(event_pb2.Event(summary=columns))
+    events.close()
