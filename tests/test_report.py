@@ -9,6 +9,7 @@ import pytest
 
 from scaling.analyse.claims import headline, judge_claims
 from scaling.analyse.fits import fit_table
+from scaling.analyse.plots import draw_all
 from scaling.analyse.report import analyse
 
 SIZES = (400, 1600, 6400, 18000)
@@ -125,7 +126,10 @@ def test_data_sets_that_disagree_leave_a_claim_undecided(rows):
     mixed = rows.copy()
     names = mixed.loc[there, "model"].replace({"mlm": "cab", "cab": "mlm"})
     mixed.loc[there, "model"] = names
-    assert {c["number"]: c["verdict"] for c in judge_claims(mixed)}[4] == "undecided"
+    assert judge_claims(mixed)[3]["verdict"] == "undecided"
+    falling = rows.copy()
+    falling.loc[there, "value"] -= 0.2 * np.log10(rows.loc[there, "cells"].clip(lower=1))
+    assert judge_claims(falling)[0]["verdict"] == "undecided"
 
 
 def test_claim_two_turns_on_whether_every_downstream_trend_rises(rows):
@@ -155,7 +159,7 @@ def test_claims_ignore_selected_positions(rows):
 def test_headline_is_short_and_says_what_was_simulated(study):
     lines = study[1].splitlines()
     assert len(lines) <= 8
-    assert "24 pretrained models, 4 sizes from 400 to 18,000 cells" in lines[0]
+    assert "24 pretrained models; sizes: 4 (400 to 18,000 cells" in lines[0]
     assert "2 not converged" in lines[0]
     accuracy = next(line for line in lines if line.startswith("Masked genes"))
     assert "mlm up +0.0" in accuracy and "cab up +0.0" in accuracy
@@ -187,6 +191,17 @@ def test_figures_and_fits_are_written(study):
     wanted = {"score": "accuracy", "model": "mlm", "positions": "mask", "read_from": "P"}
     accuracy = next(f for f in record["fits"] if wanted.items() <= f.items())
     assert accuracy["form"] == "saturating" and set(accuracy["parameters"]) == {"S_inf", "D0", "s"}
+
+
+def test_curves_of_selected_positions_are_not_drawn(rows, tmp_path):
+    part = rows[(rows["score"] == "accuracy") & (rows["dataset"] == "kang")]
+    part = part[part["read_from"] != "Q"].copy()
+    part.loc[part["positions"] == "selected", "value"] += 0.2
+    fits = fit_table(part)
+    masked = [f for f in fits if f["positions"] == "mask"]
+    assert len(masked) < len(fits)
+    drawn = [draw_all(part, some, tmp_path)[0]["path"].read_bytes() for some in (fits, masked)]
+    assert drawn[0] == drawn[1]
 
 
 def test_two_sizes_give_no_curve_and_say_so(tmp_path):

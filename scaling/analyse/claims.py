@@ -224,12 +224,12 @@ def _scope(table, fits) -> str:
     if not sizes:
         return "Study: no pretrained model in the table."
     seeds = each.groupby(["model", "cells"]).size()
+    span = f"{sizes[0]:,.0f}" + (f" to {sizes[-1]:,.0f}" if len(sizes) > 1 else "")
+    each_seeds = f"{seeds.min()}" + (f" to {seeds.max()}" if seeds.min() < seeds.max() else "")
     line = (
-        f"Study: {len(each)} pretrained models, {len(sizes)} sizes from {sizes[0]:,.0f} to "
-        f"{sizes[-1]:,.0f} cells (to {runs['tokens'].max() / 1e6:,.1f} million gene tokens), "
-        f"{seeds.min()}"
-        + ("" if seeds.min() == seeds.max() else f" to {seeds.max()}")
-        + " seeds each"
+        f"Study: {len(each)} pretrained models; sizes: {len(sizes)} ({span} cells, "
+        f"at most {runs['tokens'].max() / 1e6:,.1f} million gene tokens); "
+        f"seeds per model and size: {each_seeds}"
     )
     if unconverged:
         line += f"; {unconverged} not converged"

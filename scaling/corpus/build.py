@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,8 @@ def _reopen(out: pathlib.Path, stamp: dict) -> shards.Corpus:
 def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     options = {"layer": settings.layer, "gene_column": settings.gene_column}
     sources = [readers.open_source(path, **options) for path in files]
+    scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
+    _check_label(settings, scored)
     given = Vocabulary.load(pathlib.Path(settings.vocabulary)) if settings.vocabulary else None
     ids = _gene_ids(sources, settings.gene_names, given)
     obs = _scan(sources, ids, settings)
@@ -116,6 +119,16 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
         "checksums": {name: shards.file_checksum(folder / name) for name in names},
     }
     (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _check_label(settings: CorpusSettings, scored: list[readers.Source]) -> None:
+    name = settings.cell_type
+    if name and not any(name in source.obs for source in scored):
+        columns = {source.name: list(source.obs.columns) for source in scored}
+        raise ValueError(
+            f"no column {name!r} in .obs of the files to score on (there are: {columns}); set "
+            "data.cell_type to one of them, or to '' where no cell has a label"
+        )
 
 
 def _gene_ids(sources, gene_names: str, given: Vocabulary | None) -> dict[str, np.ndarray]:
@@ -215,33 +228,54 @@ def _from_pool(sources, ids, obs: pd.DataFrame, min_cells: int) -> Vocabulary:
     return Vocabulary(tuple(names[k] for k in kept), medians)
 
 
+def encode(
+    source: readers.Source, ids: np.ndarray, genes: Vocabulary, rows: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray, np.ndarray]]:
+    """Rank tokens of a file's cells, chunk by chunk.
+
+    Args:
+      source: the file.
+      ids: gene ids of its columns, None where a column has none.
+      genes: the vocabulary.
+      rows: ascending rows to read; None reads all.
+
+    Yields:
+      rows [n], counts [n, genes of the file], tokens uint16 (cells one after another),
+      lengths [n].
+
+    Raises:
+      ValueError: the file has no gene of the vocabulary.
+    """
+    columns = summing_columns(ids, genes.genes)
+    if columns.nnz == 0:
+        raise ValueError(
+            f"{source.path}: none of its {len(source.genes)} genes (such as {source.genes[0]!r}) "
+            f"is in the vocabulary (such as {genes.genes[0]!r}); map symbols with "
+            "data.gene_names, or name the column with the ids by data.gene_column"
+        )
+    for chunk, counts in readers.chunks(source, rows):
+        mapped = (counts @ columns).tocsr()
+        mapped.sort_indices()
+        totals = np.asarray(counts.sum(1)).ravel()
+        yield chunk, counts, *ranks.rank_tokens(mapped, totals, genes.medians)
+
+
 def _write(sources, ids, genes: Vocabulary, obs, settings, folder):
     """Tokens of every cell to shards; drops cells without a gene of the vocabulary."""
     writer = shards.ShardWriter(folder, settings.cells_per_shard)
     reports, lengths = [], np.zeros(len(obs), np.int64)
     for source in sources:
-        columns = summing_columns(ids[source.name], genes.genes)
-        if columns.nnz == 0:
-            raise ValueError(
-                f"{source.path}: none of its {len(source.genes)} genes (such as "
-                f"{source.genes[0]!r}) is in the vocabulary (such as {genes.genes[0]!r}); map "
-                "symbols with data.gene_names, or name the id column with data.gene_column"
-            )
         mine = np.flatnonzero(obs["dataset"] == source.name)
-        totals, covered, done = obs["total"].to_numpy()[mine], 0.0, 0
+        mapped = pd.Series(ids[source.name]).isin(genes.genes).to_numpy()
+        covered, done = 0.0, 0
+        rows = obs["row"].to_numpy()[mine]
         with _progress(source, "ranking") as bar:
-            for rows, counts in readers.chunks(source, obs["row"].to_numpy()[mine]):
-                here = slice(done, done + len(rows))
-                mapped = counts @ columns
-                mapped.sort_indices()
-                full = np.diff(mapped.indptr) > 0
-                tokens, length = ranks.rank_tokens(mapped[full], totals[here][full], genes.medians)
-                if full.any():
-                    writer.write(tokens, length)
-                lengths[mine[here][full]] = length
-                covered += mapped.sum()
-                done += len(rows)
-                bar.update(len(rows))
+            for chunk, counts, tokens, length in encode(source, ids[source.name], genes, rows):
+                writer.write(tokens, length)
+                lengths[mine[done : done + len(chunk)]] = length
+                covered += counts[:, mapped].sum()
+                done += len(chunk)
+                bar.update(len(chunk))
         reports.append({
             "name": source.name,
             "path": str(source.path),
@@ -250,8 +284,8 @@ def _write(sources, ids, genes: Vocabulary, obs, settings, folder):
             "cells_filtered": len(source.obs) - len(mine),
             "cells_without_genes": int((lengths[mine] == 0).sum()),
             "genes": len(source.genes),
-            "genes_mapped": int((columns.getnnz(axis=1) > 0).sum()),
-            "counts_covered": float(covered / max(totals.sum(), 1)),
+            "genes_mapped": int(mapped.sum()),
+            "counts_covered": float(covered / max(obs["total"].to_numpy()[mine].sum(), 1)),
         })
     writer.close()
     obs["length"] = lengths

@@ -27,8 +27,13 @@ class ShardWriter:
         self.names: list[str] = []
 
     def write(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Appends cells; tokens uint16, one cell after another, lengths int64 [cells]."""
+        """Appends cells; tokens uint16, one cell after another, lengths int64 [cells].
+
+        A cell without tokens is left out.
+        """
         for cell in np.split(tokens.astype("<u2"), np.cumsum(lengths)[:-1]):
+            if not len(cell):
+                continue
             if self._writer is None or self._cells == self._limit:
                 self.close()
                 self.names.append(f"tokens-{len(self.names):05d}.array_record")

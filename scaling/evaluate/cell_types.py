@@ -96,10 +96,10 @@ def probe(
 ) -> dict[str, float]:
     """Fit two probes on frozen embeddings and score them on held-out cells.
 
-    Features are scaled to mean 0 and variance 1 of the training cells. Probes: the vote of the
-    5 nearest training cells (Euclidean), and a multinomial logistic regression with an L2 penalty
-    (C = 1), fitted until it converges. Scaling gives a rarely seen gene the weight of any other,
-    so the neighbours are a weak probe of thousands of genes: judge expression by the regression.
+    Probes: the vote of the 5 nearest training cells (Euclidean, on the embeddings as they are:
+    scaling would give a rarely seen gene the weight of any other), and a multinomial logistic
+    regression with an L2 penalty (C = 1), fitted until it converges to features scaled to mean 0
+    and variance 1 of the training cells.
 
     Macro-F1 is the plain mean of F1 over the classes present in the test labels: a class that
     the training cells lack counts with F1 = 0, and a class predicted but not present adds no
@@ -119,25 +119,25 @@ def probe(
     """
     train_labels, test_labels = np.asarray(train_labels, str), np.asarray(test_labels, str)
     _check(train_NxD, train_labels, test_NxD, test_labels)
+    knn = KNeighborsClassifier(NEIGHBOURS).fit(train_NxD, train_labels)
     # float64: in float32 the solver's line search stops early on strongly correlated features.
     scaler = StandardScaler().fit(np.asarray(train_NxD, np.float64))
-    train_NxD = scaler.transform(np.asarray(train_NxD, np.float64))
-    test_NxD = scaler.transform(np.asarray(test_NxD, np.float64))
-    knn = KNeighborsClassifier(NEIGHBOURS).fit(train_NxD, train_labels)
+    scaled_NxD = scaler.transform(np.asarray(train_NxD, np.float64))
     logistic = LogisticRegression(max_iter=LOGISTIC_ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            logistic.fit(train_NxD, train_labels)
+            logistic.fit(scaled_NxD, train_labels)
         except ConvergenceWarning as unfinished:
             raise RuntimeError(
                 f"the logistic probe did not converge in {LOGISTIC_ITERATIONS} iterations on "
                 f"{train_NxD.shape[0]} cells x {train_NxD.shape[1]} features; look for features "
                 "of extreme scale in the embedding"
             ) from unfinished
+    scaled_NxD = scaler.transform(np.asarray(test_NxD, np.float64))
+    predictions = {"knn": knn.predict(test_NxD), "logistic": logistic.predict(scaled_NxD)}
     scores = {}
-    for name, fitted in (("knn", knn), ("logistic", logistic)):
-        predicted = fitted.predict(test_NxD)
+    for name, predicted in predictions.items():
         scores[f"{name}_accuracy"] = float(accuracy_score(test_labels, predicted))
         scores[f"{name}_macro_f1"] = float(
             f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro")

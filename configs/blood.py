@@ -1,0 +1,31 @@
+"""Does more data help, on real human blood cells? Trained on some studies, scored on others.
+
+Command: python -m experiments.study --config=configs/blood.py --config.data.h5ad=GLOB \\
+  --config.data.score_on=GLOB --config.data.gene_names=TABLE.csv --workdir=runs/blood
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A two-layer encoder that 2 CPU cores train, equal steps at every size."""
+    config = default.get_config()
+    config.data.min_cells = 20
+    with config.unlocked():  # half of the other cells are doublets
+        config.data.keep.mixology_5_lines = {"demuxlet": "SNG"}
+    config.model.layers = 2
+    config.model.width = 64
+    config.model.heads = 4
+    config.model.feed_forward = 128
+    config.model.length = 128
+    config.train.steps = 300
+    config.train.epochs = 0.0
+    config.train.batch = 32
+    config.train.learning_rate = 3e-3
+    config.train.checkpoint_every = 100
+    config.evaluate.cells = 1_000
+    config.evaluate.no_batch_mixing = ("kang_ifnb_2800",)  # its batches are the stimulus
+    config.study.sizes = (200, 900, 4_000, 18_000)
+    return config

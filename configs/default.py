@@ -1,0 +1,81 @@
+"""Every field once, with its meaning. Other configs start from here and change what they study."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Geneformer V1's encoder and recipe; names no data."""
+    config = ml_collections.ConfigDict()
+
+    config.data = data = ml_collections.ConfigDict()
+    data.h5ad = ""  # files to train on: paths and globs, separated by commas; "" simulates cells
+    data.score_on = ""  # files whose cells no subset contains; "" holds out part of data.h5ad
+    data.gene_names = ""  # CSV with the columns gene_name, ensembl_id, for files with symbols
+    data.gene_column = ""  # column of .var with the gene ids; "" is the index
+    data.layer = ""  # layer with raw counts; "" looks in .X, then in .raw.X
+    data.vocabulary = ""  # vocabulary.json of another corpus; "" makes one from the training pool
+    data.min_cells = 1  # training cells a gene must be found in to get a token
+    data.cell_type = "cell_type"  # column of .obs with labels to score on; "" where there are none
+    data.donor = "donor"  # column of .obs; used where a file has it
+    data.batch = "batch"  # column of .obs; used where a file has it
+    data.keep = ml_collections.ConfigDict()  # {file name: {column: value}}: cells to keep
+    data.held_out = 0.2  # share of cells held out (whole donors, else batches) without score_on
+    data.split_seed = 0  # of the choice of held-out donors
+    data.cells_per_shard = 10_000  # cells of a token file
+
+    config.simulation = simulation = ml_collections.ConfigDict()
+    simulation.cells = 10_000  # cells to simulate where data.h5ad is ""
+    simulation.genes = 4_000  # genes to simulate
+    simulation.seed = 0  # of the simulated cells
+
+    config.model = model = ml_collections.ConfigDict()
+    model.layers = 6  # N
+    model.width = 256  # D
+    model.heads = 4  # H
+    model.feed_forward = 512  # F
+    model.length = 2048  # L, rank positions a cell is cut to
+    model.activation = "relu"  # relu, gelu or silu
+    model.dropout = 0.02  # of hidden states and attention
+    model.norm_epsilon = 1e-12  # of layer norms
+
+    config.masking = masking = ml_collections.ConfigDict()
+    masking.rate = 0.15  # share of positions selected
+    masking.mask_share = 0.8  # of those: replaced by <mask>
+    masking.random_share = 0.1  # of those: replaced by a random gene; the rest stays
+    masking.draw_special = False  # random genes may be <pad> or <mask>, as in the original code
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.name = "cab"  # mlm, cab, or cab_no_similarity
+    objective.variant = "recalibrated"  # cab's cross-entropy reads Q; "plain": P
+    objective.similarity = "cosine"  # of cab's rows Q; or "dot"
+    objective.weight = 0.15  # lambda of the similarity
+    objective.denominator = "masked_pairs"  # of the similarity's mean; or "published"
+
+    config.train = train = ml_collections.ConfigDict()
+    train.cells = 0  # unique cells; 0 takes the whole pool (a study sets its own)
+    train.steps = 0  # duration in steps ...
+    train.epochs = 3.0  # ... or in passes over the subset: exactly one above 0
+    train.batch = 96  # cells of a global batch
+    train.learning_rate = 1e-3  # peak
+    train.warmup = 0.1  # share of the steps; then linear decay to 0
+    train.weight_decay = 0.001  # AdamW's
+    train.clip = 1.0  # norm that gradients are cut to
+    train.subset_seed = 0  # of the subset
+    train.init_seed = 0  # of weights, dropout and order of cells
+    train.mask_seed = 0  # of masks
+    train.checkpoint_every = 1_000  # steps
+    train.log_every = 10  # steps
+    train.held_out_cells = 256  # whose loss is measured ten times in a run
+
+    config.evaluate = evaluate = ml_collections.ConfigDict()
+    evaluate.layer = -2  # states averaged to an embedding; -2 is the layer before the last
+    evaluate.cells = 2_000  # of a data set at most
+    evaluate.no_batch_mixing = ()  # data sets whose "batches" are no batches
+    evaluate.seed = 0  # of splits and clusterings
+
+    config.study = study = ml_collections.ConfigDict()
+    study.sizes = (100, 1_000, 10_000)  # unique cells of the nested subsets
+    study.objectives = ("mlm", "cab")  # also: cab_no_similarity
+    study.seeds = (0, 1)  # each is subset, init and mask seed of its runs
+
+    return config.lock()

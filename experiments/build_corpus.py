@@ -1,0 +1,7 @@
+"""`.h5ad` files -> a corpus: python -m experiments.build_corpus --config --workdir"""
+
+from experiments.launch import launch
+from scaling import study
+
+if __name__ == "__main__":
+    launch(lambda settings, workdir: study.describe(study.corpus_of(settings, workdir)))

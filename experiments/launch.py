@@ -1,0 +1,40 @@
+"""Flags -> settings -> one stage of the library; what every entry point shares."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from scaling.settings import Settings
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder that gets the results", required=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
+
+
+def launch(stage: Callable[[Settings, pathlib.Path], str]) -> None:
+    """Runs stage(settings, workdir) and prints what it returns.
+
+    Bad input ends with its message on stderr and exit status 2, without a traceback.
+    """
+    flags.mark_flag_as_required("config")
+
+    def main(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"unexpected arguments {arguments[1:]}; options start with --")
+        report_errors(lambda: stage(Settings.from_config(CONFIG.value), pathlib.Path(WORKDIR.value)))
+
+    app.run(main)
+
+
+def report_errors(stage: Callable[[], str]) -> None:
+    """Prints a stage's result, or its ValueError as one message."""
+    try:
+        print(stage())
+    except ValueError as error:
+        if os.environ.get("SCALING_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,27 @@
+"""Corpus -> one trained run: python -m experiments.pretrain --config --workdir [--corpus]"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from experiments.launch import launch
+from scaling import study
+from scaling.corpus.shards import Corpus
+from scaling.pretrain import loop
+from scaling.settings import Settings
+
+CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of the config")
+
+
+def main(settings: Settings, workdir: pathlib.Path) -> str:
+    """Trains into workdir/run, on a given corpus or on workdir/corpus."""
+    if CORPUS.value:
+        corpus = Corpus.open(pathlib.Path(CORPUS.value))
+    else:
+        corpus = study.corpus_of(settings, workdir)
+    return json.dumps(loop.pretrain(settings.run, corpus, workdir / "run"), indent=1)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,121 @@
+"""Checkpoint + cells -> one embedding per cell, as an array or in a copy of an `.h5ad`."""
+
+import functools
+import pathlib
+import shutil
+from collections.abc import Iterable
+
+import anndata
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from scaling.corpus import build, readers
+from scaling.corpus.shards import Corpus
+from scaling.corpus.vocabulary import PAD, Vocabulary
+from scaling.pretrain.model import ModelSettings, RankEncoder
+
+BATCH = 64
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layer"))
+def _embed(params: dict, tokens_BxL: jax.Array, model: ModelSettings, layer: int) -> jax.Array:
+    encoder = RankEncoder(model, len(params["bias"]))
+    states = encoder.apply({"params": params}, tokens_BxL, method="encode")
+    real_BxL = tokens_BxL != PAD
+    total_BxD = jnp.where(real_BxL[..., None], states[layer], 0.0).sum(1)
+    return total_BxD / jnp.maximum(real_BxL.sum(1), 1)[:, None]
+
+
+def embed_tokens(
+    params: dict, model: ModelSettings, layer: int, blocks: Iterable[np.ndarray]
+) -> np.ndarray:
+    """Embeds cells: the mean over non-padding positions of a layer's states (Geneformer).
+
+    Args:
+      params: of a RankEncoder.
+      model: its settings.
+      layer: -1 the last of N layers, -2 the one before it, ...; 0 the embedding.
+      blocks: int32 rank tokens, [n, L] each.
+
+    Returns:
+      float32 [sum of n, D].
+    """
+    if not -model.layers - 1 <= layer <= model.layers:
+        raise ValueError(f"layer {layer} of a model of {model.layers} layers; see evaluate.layer")
+    out = []
+    for block in blocks:
+        for start in range(0, len(block), BATCH):
+            part = block[start : start + BATCH]
+            full = np.pad(part, ((0, BATCH - len(part)), (0, 0)), constant_values=PAD)
+            out.append(np.asarray(_embed(params, full, model, layer))[: len(part)])
+    return np.concatenate(out)
+
+
+def embed_corpus(
+    params: dict, model: ModelSettings, layer: int, corpus: Corpus, rows: np.ndarray
+) -> np.ndarray:
+    """Embeddings of a corpus's cells, float32 [len(rows), D]."""
+    starts = range(0, len(rows), readers.CHUNK_CELLS)
+    blocks = (corpus.tokens(rows[s : s + readers.CHUNK_CELLS], model.length) for s in starts)
+    return embed_tokens(params, model, layer, blocks)
+
+
+def embed_file(
+    params: dict,
+    model: ModelSettings,
+    layer: int,
+    vocabulary: Vocabulary,
+    source: readers.Source,
+    ids: np.ndarray,
+    out: pathlib.Path,
+    name: str,
+) -> np.ndarray:
+    """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
+
+    Cells without a gene of the vocabulary get NaN. The input stays as it is.
+
+    Args:
+      params, model, layer: see `embed_tokens`.
+      vocabulary: that the model was trained with.
+      source: the file, opened.
+      ids: gene ids of its columns.
+      out: the copy; must not exist.
+      name: of the embedding.
+
+    Returns:
+      float32 [cells, D].
+
+    Raises:
+      ValueError: the copy exists, or the file has no gene of the vocabulary.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists; remove it or name another --out")
+
+    embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
+    with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
+        for rows, _, tokens, lengths in build.encode(source, ids, vocabulary):
+            block = np.full((len(rows), model.length), PAD, np.int32)
+            for k, cell in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
+                block[k, : len(cell)] = cell[: model.length]
+            real = lengths > 0
+            if real.any():
+                embedding[rows[real]] = embed_tokens(params, model, layer, [block[real]])
+            bar.update(len(rows))
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.copyfile(source.path, partial)
+        with h5py.File(partial, "r+") as file:
+            key = f"X_{name}"
+            group = file.require_group("obsm")
+            if key in group:
+                raise ValueError(
+                    f"{source.path} has .obsm[{key!r}] already; give another --name"
+                )
+            anndata.io.write_elem(group, key, embedding)
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return embedding

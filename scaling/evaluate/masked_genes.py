@@ -1,0 +1,163 @@
+"""Checkpoint + held-out cells -> how well masked genes are predicted, beside the floors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.cab import cab_loss, masked_lm_loss
+from scaling.corpus.shards import Corpus
+from scaling.pretrain import masking
+from scaling.pretrain.batches import cell_hashes
+from scaling.pretrain.loop import HELD_OUT_SEED
+from scaling.pretrain.model import ModelSettings, RankEncoder
+from scaling.pretrain.predictions import cell_metrics
+
+BATCH = 64
+
+
+def score_model(
+    params: dict,
+    model: ModelSettings,
+    mask: masking.MaskingSettings,
+    corpus: Corpus,
+    rows: np.ndarray,
+) -> list[dict]:
+    """Scores read from P and from Q, at `<mask>` and at all selected positions.
+
+    Each cell has one fixed draw of masks, the same for every checkpoint. Accuracy, repeats and
+    uniqueness are means over cells with a counted position; the loss is a mean over positions.
+
+    Returns:
+      Rows {score, value, n, positions, read_from}; loss in nats.
+    """
+    step = functools.partial(_predict, params, model=model, mask=mask)
+    return _score(step, model.length, corpus, rows)
+
+
+def score_floors(
+    frequency_V: np.ndarray,
+    length: int,
+    mask: masking.MaskingSettings,
+    corpus: Corpus,
+    rows: np.ndarray,
+) -> dict[str, list[dict]]:
+    """What is reached without a model: {"copy_input": rows, "most_frequent": rows}.
+
+    Args:
+      frequency_V: how many training cells have each token among their first `length`.
+      length: positions of a cell that count.
+      mask: settings of the masks.
+      corpus: of the cells.
+      rows: the held-out cells.
+    """
+    step = functools.partial(_floors, jnp.asarray(frequency_V), mask=mask)
+    scored = _score(step, length, corpus, rows)
+    return {
+        name: [{**row, "read_from": None} for row in scored if row["read_from"] == name]
+        for name in ("copy_input", "most_frequent")
+    }
+
+
+def token_frequency(corpus: Corpus, rows: np.ndarray, length: int) -> np.ndarray:
+    """Number of cells with each token among their first `length`, int64 [V]."""
+    tokens = corpus.tokens(rows, length)
+    return np.bincount(tokens[tokens > 0], minlength=len(corpus.vocabulary))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mask"))
+def _predict(params, tokens_BxL, cell_B, *, model, mask):
+    encoder = RankEncoder(model, len(params["bias"]))
+    cells = _masked(tokens_BxL, cell_B, encoder.vocabulary, mask)
+    hidden_BxMxD = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
+    arrays = hidden_BxMxD, params["embedding"], params["bias"], cells.labels_BxM
+    from_q = cab_loss(*arrays, cells.known_BxV, similarity="none")
+    from_p = masked_lm_loss(*arrays)
+    nats = {"P": from_p.cross_entropy, "Q": from_q.cross_entropy}
+    return _judged(cells, {"P": from_q.top_p_BxM, "Q": from_q.top_q_BxM}), nats
+
+
+@functools.partial(jax.jit, static_argnames="mask")
+def _floors(frequency_V, tokens_BxL, cell_B, *, mask):
+    cells = _masked(tokens_BxL, cell_B, len(frequency_V), mask)
+    likely_B = jnp.argmax(jnp.where(cells.known_BxV, -1, frequency_V), axis=1)
+    tops = {
+        "copy_input": jnp.take_along_axis(cells.inputs_BxL, cells.slots_BxM, axis=1),
+        "most_frequent": jnp.broadcast_to(likely_B[:, None], cells.slots_BxM.shape),
+    }
+    return _judged(cells, tops), {}
+
+
+def _masked(tokens_BxL, cell_B, vocabulary, mask) -> masking.MaskedCells:
+    keys_B = masking.draw_keys(HELD_OUT_SEED, jnp.zeros_like(cell_B), cell_B)
+    return masking.mask_cells(tokens_BxL, keys_B, vocabulary, mask)
+
+
+def _judged(cells: masking.MaskedCells, tops: dict) -> dict:
+    """For each reading and kind of position: metrics of cells, and what was counted."""
+    counted = {"mask": cells.hidden_BxM, "selected": cells.labels_BxM >= 0}
+    return {
+        (reading, kind): {
+            "of_cells": cell_metrics(top_BxM, cells.labels_BxM, counted_BxM, cells.known_BxV),
+            "top": jnp.where(counted_BxM, top_BxM, -1),
+            "true": jnp.where(counted_BxM, cells.labels_BxM, -1),
+        }
+        for reading, top_BxM in tops.items()
+        for kind, counted_BxM in counted.items()
+    }
+
+
+def _score(step, length: int, corpus: Corpus, rows: np.ndarray) -> list[dict]:
+    """Runs a step over all cells and adds up what it found; nothing is averaged before."""
+    judged, nats = [], []
+    cell = cell_hashes(corpus.obs["cell_id"].to_numpy()[rows])
+    for start in range(0, len(rows), BATCH):
+        tokens = corpus.tokens(rows[start : start + BATCH], length)
+        short = BATCH - len(tokens)  # filled with empty cells, which have no position to count
+        hashes = np.pad(cell[start : start + BATCH], (0, short))
+        found = jax.device_get(step(np.pad(tokens, ((0, short), (0, 0))), hashes))
+        judged.append(found[0])
+        nats.append(found[1])
+    scores = []
+    for reading, kind in judged[0]:
+        parts = [batch[reading, kind] for batch in judged]
+        found = _summary(parts, len(corpus.vocabulary))
+        if kind == "selected" and reading in nats[0]:
+            positions = found["coverage"][1]
+            loss = sum(batch[reading] for batch in nats) / max(positions, 1)
+            found["loss"] = (float(loss), positions)
+        for name, (value, n) in found.items():
+            scores.append(
+                {"score": name, "value": value, "n": n, "positions": kind, "read_from": reading}
+            )
+    return scores
+
+
+def _summary(parts: list[dict], vocabulary: int) -> dict[str, tuple[float | None, int]]:
+    of_cells = {
+        name: np.concatenate([part["of_cells"][name] for part in parts])
+        for name in parts[0]["of_cells"]
+    }
+    counted = of_cells.pop("slots") > 0
+    of_cells["repeat"] = of_cells["repeat_masked"] + of_cells["repeat_unmasked"]
+    cells = int(counted.sum())
+    found = {
+        name: (float(values[counted].mean(dtype=np.float64)) if cells else None, cells)
+        for name, values in of_cells.items()
+    }
+    top, true = (
+        np.bincount(np.concatenate([p[key][p[key] >= 0] for p in parts]), minlength=vocabulary)
+        for key in ("top", "true")
+    )
+    positions = int(true.sum())
+    distinct, entropy = (true > 0).sum(), _entropy(true)
+    found["coverage"] = (float((top > 0).sum() / distinct) if positions else None, positions)
+    found["entropy_ratio"] = (_entropy(top) / entropy if entropy else None, positions)
+    return found
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Shannon entropy of a distribution given by counts, nats."""
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(share * np.log(share)).sum())

@@ -1,0 +1,281 @@
+"""Settings -> corpus, runs, scores, fits and report in one folder; skips what is done."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from scaling.analyse import report
+from scaling.corpus import build, simulate, subsets
+from scaling.corpus.shards import Corpus
+from scaling.evaluate import scores
+from scaling.pretrain import loop, writer
+from scaling.settings import Settings
+
+SCORES, MANIFEST = "scores.jsonl", "study.json"
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "anndata", "numpy", "scib-metrics")
+HPARAMS = ("objective", "cells", "seed", "similarity_weight", "learning_rate", "steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One row of the study's manifest: what is trained or fitted, on which cells."""
+
+    name: str
+    model: str
+    cells: int
+    seed: int
+
+
+def corpus_of(settings: Settings, workdir: pathlib.Path) -> Corpus:
+    """Builds the corpus of a config; simulates its cells where no file is named."""
+    data = settings.data
+    if not data.h5ad:
+        simulated = workdir / "simulated.h5ad"
+        if not simulated.exists():
+            workdir.mkdir(parents=True, exist_ok=True)
+            simulate.simulate(simulated, settings.simulation)
+        data = dataclasses.replace(data, h5ad=str(simulated))
+    return build.build(data, workdir / "corpus")
+
+
+def run(settings: Settings, workdir: pathlib.Path) -> str:
+    """Runs a study, or what is left of it.
+
+    Args:
+      settings: of the whole study.
+      workdir: gets corpus/, runs/<job>/, scores.jsonl, scores.csv, report.html, plots/.
+
+    Returns:
+      The verdict in words, and where the report is.
+
+    Raises:
+      ValueError: bad input or settings, or the folder holds another study.
+    """
+    jobs = plan(settings)
+    _claim(workdir, settings, jobs)
+    corpus = corpus_of(settings, workdir)
+    print(describe(corpus), file=sys.stderr)
+    largest = max(settings.study.sizes)
+    subsets.nested(corpus.obs, largest, 0)  # refuses sizes above the pool before any run
+    held_out = [
+        scores.HeldOut(corpus, name, rows, settings.evaluate)
+        for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()
+    ]
+    for job in (bar := tqdm(jobs, desc="study", unit="job")):
+        bar.set_postfix_str(job.name)
+        folder = workdir / "runs" / job.name
+        if not (folder / SCORES).exists():
+            rows = _do(job, settings, corpus, held_out, folder)
+            _write_lines(folder / SCORES, _complete(rows, job, settings))
+    rows = [row for job in jobs for row in writer.read_rows(workdir / "runs" / job.name / SCORES)]
+    _write_lines(workdir / SCORES, rows)
+    table = pd.DataFrame(rows)
+    table.to_csv(workdir / "scores.csv", index=False)
+    _write_hparams(table, settings, workdir)
+    verdict = report.analyse(table, workdir, provenance(workdir))
+    return f"{verdict}\n\nReport: {workdir / 'report.html'}"
+
+
+def plan(settings: Settings) -> list[Job]:
+    """All jobs of a study, in the order in which they are done."""
+    grid = settings.study
+    jobs = [Job(f"untrained-s{seed}", "untrained", 0, seed) for seed in grid.seeds]
+    for seed in grid.seeds:
+        for cells in sorted(grid.sizes):
+            for model in ("baselines", *grid.objectives):
+                jobs.append(Job(f"{model}-n{cells}-s{seed}", model, cells, seed))
+    return jobs
+
+
+def run_settings(settings: Settings, job: Job) -> loop.RunSettings:
+    """Settings of one pretraining run of a study."""
+    train = dataclasses.replace(
+        settings.run.train,
+        cells=job.cells,
+        subset_seed=job.seed,
+        init_seed=job.seed,
+        mask_seed=job.seed,
+    )
+    objective = settings.run.objective
+    if job.model in settings.study.objectives:
+        objective = dataclasses.replace(objective, name=job.model)
+    return dataclasses.replace(settings.run, train=train, objective=objective)
+
+
+def evaluate_run(
+    folder: pathlib.Path, run: loop.RunSettings, held_out: list[scores.HeldOut]
+) -> list[dict]:
+    """Scores of a trained run's last checkpoint.
+
+    Raises:
+      ValueError: the run was trained with another vocabulary than the cells' corpus.
+    """
+    trained = json.loads((folder / loop.SETTINGS).read_text())["vocabulary"]
+    for data in held_out:
+        if trained != (found := data.corpus.vocabulary.hash):
+            raise ValueError(
+                f"{folder} was trained with vocabulary {trained}, {data.corpus.folder} has "
+                f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
+            )
+    params = loop.load_params(folder, run.model, len(held_out[0].corpus.vocabulary))
+    return [row for data in held_out for row in data.model_rows(params, run.model, run.masking)]
+
+
+def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[dict]:
+    """Trains or fits, and scores; returns rows without what is common to the job."""
+    run = run_settings(settings, job)
+    common = {"subset_seed": job.seed, "init_seed": None, "mask_seed": None, "cells": job.cells}
+    length, mask = run.model.length, run.masking
+    if job.model == "untrained":
+        params = loop.initial_params(job.seed, run.model, len(corpus.vocabulary))
+        found = [row for data in held_out for row in data.model_rows(params, run.model, mask)]
+        common |= {"model": "untrained", "kind": "baseline", "subset_seed": None}
+        return [{**common, "init_seed": job.seed, "tokens": 0, **row} for row in found]
+    rows = subsets.nested(corpus.obs, job.cells, job.seed)
+    tokens = int(corpus.obs["length"].to_numpy()[rows].clip(max=length).sum())
+    common |= {"tokens": tokens}
+    if job.model == "baselines":
+        found = scores.baseline_rows(corpus, rows, held_out)
+        scored = [
+            {**common, "model": name, "kind": "baseline", **row}
+            for name, of_model in found.items()
+            for row in of_model
+        ]
+        for data in held_out:
+            for name, of_floor in data.floor_rows(rows, length, mask).items():
+                scored += [{**common, "model": name, "kind": "floor", **row} for row in of_floor]
+        return scored
+    summary = loop.pretrain(run, corpus, folder)
+    common |= {
+        "model": job.model,
+        "kind": "pretrained",
+        "init_seed": job.seed,
+        "mask_seed": job.seed,
+        "variant": run.objective.variant,
+        "similarity_weight": run.objective.weight if job.model == "cab" else 0.0,
+        "denominator": run.objective.denominator,
+        **{k: summary[k] for k in ("exposures", "steps", "converged", "held_out_loss")},
+        **{k: summary[k] for k in ("parameters", "non_embedding_parameters")},
+    }
+    return [{**common, **row} for row in evaluate_run(folder, run, held_out)]
+
+
+def _complete(rows: list[dict], job: Job, settings: Settings) -> Iterator[dict]:
+    absent = {"exposures": 0, "converged": None}
+    made = {"run": job.name, "config_hash": settings.hash(), "commit": commit(), **versions()}
+    for row in rows:
+        yield {**absent, **row, **made}
+
+
+def describe(corpus: Corpus) -> str:
+    """What is in a corpus, in a few lines: cells, genes, what was left out and why."""
+    m = corpus.manifest
+    cells = m["cells"]
+    lines = [
+        f"corpus {corpus.folder}: {cells.get('pool', 0)} training cells, "
+        f"{cells.get('held_out', 0)} held out by {m['split_by']}, {m['vocabulary']['tokens']} tokens",
+        f"identical count vectors: {m['identical_across_split']} training cells equal a held-out "
+        f"cell and are kept from training; {m['identical_in_pool']} repeat another training cell",
+    ]
+    for file in m["files"]:
+        lines.append(
+            f"  {file['name']}: {file['cells']} cells from .{file['matrix']}, "
+            f"{file['genes_mapped']} of {file['genes']} genes and "
+            f"{file['counts_covered']:.1%} of counts in the vocabulary; left out: "
+            f"{file['cells_filtered']} cells by filter, {file['cells_without_genes']} without genes"
+        )
+    return "\n".join(lines)
+
+
+def provenance(workdir: pathlib.Path) -> dict[str, str]:
+    """What it takes to repeat what stands in a folder."""
+    return {
+        "command": shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]]),
+        "commit": commit(),
+        "packages": versions()["packages"],
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "folder": str(workdir),
+    }
+
+
+def commit() -> str:
+    """Commit of the code, marked where the tree was changed; "unknown" outside a repository."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    return f"{head}{'+changes' if git('status', '--porcelain', '-uno') else ''}" or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """{"packages": "jax 0.10.2, ..."}."""
+    return {"packages": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)}
+
+
+def _claim(workdir: pathlib.Path, settings: Settings, jobs: list[Job]) -> None:
+    path = workdir / MANIFEST
+    if path.exists():
+        held = json.loads(path.read_text())["config_hash"]
+        if held != settings.hash():
+            raise ValueError(
+                f"{workdir} holds a study of another config ({held}, now {settings.hash()}); give "
+                "another --workdir or remove the folder"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config_hash": settings.hash(),
+        "settings": dataclasses.asdict(settings),
+        "jobs": [dataclasses.asdict(job) for job in jobs],
+    }
+    _write(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+
+
+def _write_hparams(table: pd.DataFrame, settings: Settings, workdir: pathlib.Path) -> None:
+    """One HParams session per run, with its headline scores as metrics."""
+    trained = table[(table["kind"] == "pretrained") & table["value"].notna()]
+    trained = trained[trained["positions"].isna() | (trained["positions"] == "mask")]
+    if trained.empty:
+        return
+    tags = trained["dataset"] + "/" + trained["score"]
+    tags += np.where(trained["read_from"].notna(), "_" + trained["read_from"].fillna(""), "")
+    trained = trained.assign(tag=tags)
+    columns = sorted(trained["tag"].unique())
+    writer.write_hparams_columns(workdir / "runs", list(HPARAMS), columns)
+    for name, rows in trained.groupby("run"):
+        first = rows.iloc[0]
+        values = {
+            "objective": first["model"],
+            "cells": int(first["cells"]),
+            "seed": int(first["init_seed"]),
+            "similarity_weight": float(first["similarity_weight"]),
+            "learning_rate": settings.run.train.learning_rate,
+            "steps": int(first["steps"]),
+        }
+        results = dict(zip(rows["tag"], rows["value"], strict=True))
+        writer.write_hparams(workdir / "runs" / name, values, results)
+
+
+def _write_lines(path: pathlib.Path, rows) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, lambda partial: partial.write_text(text))
+
+
+def _write(path: pathlib.Path, fill: Callable[[pathlib.Path], object]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    fill(partial)
+    partial.rename(path)
