@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.simulation = simulation = ml_collections.ConfigDict()
     simulation.cells = 10_000  # cells to simulate where data.h5ad is ""
     simulation.genes = 4_000  # genes to simulate
+    simulation.depth = 800.0  # counts of a cell, the median over cells
     simulation.seed = 0  # of the simulated cells
 
     config.model = model = ml_collections.ConfigDict()

@@ -10,19 +10,22 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A two-layer encoder, equal steps at every size."""
+    """A two-layer encoder that sees 4,000 cells in every run, however many of them are unique."""
     config = default.get_config()
-    config.simulation.cells = 8_000
+    config.simulation.cells = 5_000
+    config.simulation.genes = 1_000
+    config.simulation.depth = 400.0
     config.model.layers = 2
     config.model.width = 64
-    config.model.heads = 4
+    config.model.heads = 2
     config.model.feed_forward = 128
     config.model.length = 128
-    config.train.steps = 150
+    config.model.dropout = 0.0
+    config.train.steps = 500
     config.train.epochs = 0.0
-    config.train.batch = 32
-    config.train.learning_rate = 3e-3
-    config.train.checkpoint_every = 100
-    config.evaluate.cells = 1_000
-    config.study.sizes = (100, 400, 1_600, 6_000)
+    config.train.batch = 8
+    config.train.learning_rate = 2e-3
+    config.train.checkpoint_every = 250
+    config.evaluate.cells = 400
+    config.study.sizes = (100, 320, 1_000, 3_200)
     return config

@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from scaling.settings import Settings
@@ -24,13 +24,15 @@ def launch(stage: Callable[[Settings, pathlib.Path], str]) -> None:
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected arguments {arguments[1:]}; options start with --")
-        report_errors(lambda: stage(Settings.from_config(CONFIG.value), pathlib.Path(WORKDIR.value)))
+        workdir = pathlib.Path(WORKDIR.value)
+        report_errors(lambda: stage(Settings.from_config(CONFIG.value), workdir))
 
     app.run(main)
 
 
 def report_errors(stage: Callable[[], str]) -> None:
     """Prints a stage's result, or its ValueError as one message."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     try:
         print(stage())
     except ValueError as error:

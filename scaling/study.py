@@ -89,6 +89,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
 def plan(settings: Settings) -> list[Job]:
     """All jobs of a study, in the order in which they are done."""
     grid = settings.study
+    settings.run.train.total_steps(max(grid.sizes))  # refuses runs too short for their cells
     jobs = [Job(f"untrained-s{seed}", "untrained", 0, seed) for seed in grid.seeds]
     for seed in grid.seeds:
         for cells in sorted(grid.sizes):
@@ -183,7 +184,8 @@ def describe(corpus: Corpus) -> str:
     cells = m["cells"]
     lines = [
         f"corpus {corpus.folder}: {cells.get('pool', 0)} training cells, "
-        f"{cells.get('held_out', 0)} held out by {m['split_by']}, {m['vocabulary']['tokens']} tokens",
+        f"{cells.get('held_out', 0)} held out by {m['split_by']}; "
+        f"{m['vocabulary']['tokens']} tokens in the vocabulary",
         f"identical count vectors: {m['identical_across_split']} training cells equal a held-out "
         f"cell and are kept from training; {m['identical_in_pool']} repeat another training cell",
     ]

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from kernels.cab.reference import LOG_FLOOR, NORM_FLOOR
 
 BLOCK = 512  # genes of a block, at most: a row block that stays in a core's cache
+SMALLEST = 1e-30  # q below it stands in rows whose sum or norm is clamped
 
 
 class _Blocks(NamedTuple):
@@ -105,17 +106,22 @@ def _cab_forward(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, var
         total, square, true, best, top = carry
         P, c = _blocking(hidden_MxBxD, block, label, log_normaliser)
         q = P * c
+        before = jnp.maximum(best, SMALLEST)
         best, top = _better(best, top, q, block)
+        # Squares of q / max q: those of q itself underflow where known genes hold nearly all of P.
+        scale = jnp.maximum(best, SMALLEST)
+        part = q * (1.0 / scale)[..., None]
+        square = square * (before / scale) ** 2 + (part * part).sum(-1)
         true += jnp.where(_is_label(label, block), q, 0.0).sum(-1)
-        return (total + q.sum(-1), square + (q * q).sum(-1), true, best, top), None
+        return (total + q.sum(-1), square, true, best, top), None
 
     start = zero, zero, zero, zero - 1, jnp.zeros(label.shape, jnp.int32)
-    (total, square, true, _, top_q), _ = jax.lax.scan(sums, start, blocks)
+    (total, square, true, best, top_q), _ = jax.lax.scan(sums, start, blocks)
     total_free = total > LOG_FLOOR
     total = jnp.where(total_free, total, LOG_FLOOR)
     divisor, divisor_free = total, total_free
     if similarity == "cosine":
-        norm = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+        norm = jnp.sqrt(square) * jnp.maximum(best, SMALLEST)
         divisor_free = norm > NORM_FLOOR * total
         divisor = jnp.where(divisor_free, norm, NORM_FLOOR * total)
     rows = _Rows(label, log_normaliser, total, total_free, true, divisor, divisor_free, zero)

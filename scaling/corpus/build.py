@@ -55,6 +55,8 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     files = readers.expand(",".join(filter(None, (settings.h5ad, settings.score_on))))
     if not pool_files:
         raise ValueError("data.h5ad is empty; name the .h5ad files to train on")
+    if both := set(pool_files) & set(readers.expand(settings.score_on)):
+        raise ValueError(f"{min(both)} is in data.h5ad and in data.score_on; take it out of one")
     stamp = {
         "settings": dataclasses.asdict(settings),
         "inputs": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
@@ -89,7 +91,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
     _check_label(settings, scored)
     given = Vocabulary.load(pathlib.Path(settings.vocabulary)) if settings.vocabulary else None
-    ids = _gene_ids(sources, settings.gene_names, given)
+    ids = gene_ids(sources, settings.gene_names, given)
     obs = _scan(sources, ids, settings)
     if settings.score_on:
         held_out = ~obs["dataset"].isin({p.stem for p in pool_files}).to_numpy()
@@ -113,7 +115,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
         "cells": obs["split"].value_counts().to_dict(),
         "tokens": int(obs["length"].sum()),
         "split_by": split_by,
-        "identical_across_split": int(leaked.sum()),
+        "identical_across_split": int((obs["split"] == "duplicate").sum()),
         "identical_in_pool": int(obs["fingerprint"][obs["split"] == "pool"].duplicated().sum()),
         "files": reports,
         "checksums": {name: shards.file_checksum(folder / name) for name in names},
@@ -131,13 +133,26 @@ def _check_label(settings: CorpusSettings, scored: list[readers.Source]) -> None
         )
 
 
-def _gene_ids(sources, gene_names: str, given: Vocabulary | None) -> dict[str, np.ndarray]:
-    """Gene ids of each file, by the file's name; None where a gene has none."""
+def gene_ids(
+    sources: list[readers.Source], gene_names: str, given: Vocabulary | None
+) -> dict[str, np.ndarray]:
+    """Gene ids of each file's columns, by the file's name; None where a column has none.
+
+    Args:
+      sources: the files.
+      gene_names: path of a table of symbols, or "".
+      given: a vocabulary whose ids symbols should meet; None takes those that files name.
+    """
     ids = {s.name: vocabulary.gene_ids(s.genes, None) for s in sources}
     if gene_names:
         ensembl = {i for i in _union(ids) if vocabulary.ENSEMBL.match(i)}
         table = vocabulary.read_gene_names(gene_names, given.genes if given else ensembl)
         ids = {s.name: vocabulary.gene_ids(s.genes, table) for s in sources}
+        for source in (s for s in sources if not any(ids[s.name])):
+            raise ValueError(
+                f"{source.path}: {gene_names} has none of its genes (such as {source.genes[0]!r}); "
+                "give a table of its symbols, or name their column by data.gene_column"
+            )
     vocabulary.check_one_kind(ids)
     return ids
 

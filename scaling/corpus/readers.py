@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 import glob
+import os
 import pathlib
 from collections.abc import Iterator
 
-import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata.io import read_elem, sparse_dataset
 
 CHUNK_CELLS = 1024
 
@@ -21,7 +23,7 @@ class Source:
     Attributes:
       path: the file.
       matrix: where its raw counts stand: "X", "raw.X" or "layers/<name>".
-      genes: names of the matrix's columns, as the file gives them, object [genes].
+      genes: names of the matrix's columns, as the file gives them, object [genes]; "" for none.
       obs: the cells' annotations, one row a cell, indexed by the file's cell names.
     """
 
@@ -48,7 +50,7 @@ def expand(patterns: str) -> list[pathlib.Path]:
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise ValueError(f"no file matches {pattern!r}; give a path or a glob to .h5ad files")
-        paths.update(dict.fromkeys(pathlib.Path(p).resolve() for p in found))
+        paths.update(dict.fromkeys(pathlib.Path(os.path.abspath(p)) for p in found))
     by_name: dict[str, pathlib.Path] = {}
     for path in paths:
         if path.stem in by_name:
@@ -68,23 +70,25 @@ def open_source(path: pathlib.Path, *, layer: str = "", gene_column: str = "") -
     Raises:
       ValueError: unreadable or empty file, no raw counts, duplicate cell names, no such column.
     """
-    with _opened(path) as data:
-        if data.n_obs == 0 or data.n_vars == 0:
-            raise ValueError(f"{path}: {data.n_obs} cells x {data.n_vars} genes; nothing to read")
-        if not data.obs_names.is_unique:
-            twice = data.obs_names[data.obs_names.duplicated()][0]
+    with _opened(path) as file:
+        obs, var = _table(file, path, "obs"), _table(file, path, "var")
+        if len(obs) == 0 or len(var) == 0:
+            raise ValueError(f"{path}: {len(obs)} cells x {len(var)} genes; nothing to read")
+        if not obs.index.is_unique:
+            twice = obs.index[obs.index.duplicated()][0]
             raise ValueError(
                 f"{path}: cell name {twice!r} stands twice in .obs; call .obs_names_make_unique()"
             )
-        matrix = _find_counts(data, path, layer)
-        var = data.raw.var if matrix == "raw.X" else data.var
+        tables = {"X": var} | ({"raw.X": _table(file, path, "raw/var")} if "raw" in file else {})
+        matrix = _find_counts(file, path, layer, obs, tables)
+        var = tables.get(matrix, var)
         if gene_column and gene_column not in var:
             raise ValueError(
                 f"{path}: no column {gene_column!r} in .var (there are: {list(var.columns)}); "
                 "set data.gene_column to one of them, or to '' for the index"
             )
         genes = var[gene_column] if gene_column else var.index
-        return Source(path, matrix, np.asarray(genes.astype(str), dtype=object), data.obs.copy())
+        return Source(path, matrix, _names(genes), obs)
 
 
 def chunks(
@@ -101,8 +105,8 @@ def chunks(
       ValueError: a value that is no raw count, named by cell and gene.
     """
     rows = np.arange(len(source.obs)) if rows is None else np.asarray(rows)
-    with _opened(source.path) as data:
-        matrix = _matrix(data, source.matrix)
+    with _opened(source.path) as file:
+        matrix = _matrix(file, source.path, source.matrix)
         for start in range(0, len(source.obs), size):
             low, high = np.searchsorted(rows, (start, start + size))
             if low == high:
@@ -116,26 +120,44 @@ def chunks(
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[anndata.AnnData]:
+def _opened(path: pathlib.Path) -> Iterator[h5py.File]:
+    # By element, as anndata's backed mode would read all layers and graphs into memory.
     try:
-        data = anndata.read_h5ad(path, backed="r")
+        file = h5py.File(path)
+    except OSError as error:
+        raise ValueError(_broken(path, error)) from error
+    with file:
+        yield file
+
+
+def _broken(path: pathlib.Path, error: Exception) -> str:
+    return (
+        f"{path}: not a readable .h5ad file ({type(error).__name__}: {error}); "
+        "it may be truncated: copy or download it again"
+    )
+
+
+def _table(file: h5py.File, path: pathlib.Path, name: str) -> pd.DataFrame:
+    try:
+        table = read_elem(file[name])
     except Exception as error:  # h5py and anndata raise many kinds for a broken file
-        raise ValueError(
-            f"{path}: not a readable .h5ad file ({type(error).__name__}: {error}); "
-            "it may be truncated: copy or download it again"
-        ) from error
+        raise ValueError(_broken(path, error)) from error
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{path}: .{name} is no table; write the file anew with anndata >= 0.8")
+    return table
+
+
+def _names(genes: pd.Series | pd.Index) -> np.ndarray:
+    return genes.astype(object).where(genes.notna(), "").astype(str).to_numpy(object)
+
+
+def _matrix(file: h5py.File, path: pathlib.Path, matrix: str):
+    """The stored matrix, not read yet; None where there is none."""
     try:
-        yield data
-    finally:
-        data.file.close()
-
-
-def _matrix(data: anndata.AnnData, matrix: str):
-    if matrix == "X":
-        return data.X
-    if matrix == "raw.X":
-        return data.raw.X
-    return data.layers[matrix.removeprefix("layers/")]
+        element = file.get(matrix.replace("raw.X", "raw/X"))
+        return sparse_dataset(element) if isinstance(element, h5py.Group) else element
+    except Exception as error:  # as above
+        raise ValueError(_broken(path, error)) from error
 
 
 def _rows(matrix, start: int, stop: int, source: Source) -> sp.csr_matrix:
@@ -162,18 +184,26 @@ def _fault(counts: sp.csr_matrix) -> tuple[int, int, float] | None:
     return row, int(counts.indices[at]), float(counts.data[at])
 
 
-def _find_counts(data: anndata.AnnData, path: pathlib.Path, layer: str) -> str:
-    if layer and layer not in data.layers:
+def _find_counts(
+    file: h5py.File, path: pathlib.Path, layer: str, obs: pd.DataFrame, genes: dict
+) -> str:
+    layers = list(file.get("layers", ()))
+    if layer and layer not in layers:
         raise ValueError(
-            f"{path}: no layer {layer!r} (there are: {list(data.layers)}); set data.layer to one "
+            f"{path}: no layer {layer!r} (there are: {layers}); set data.layer to one "
             "of them, or to '' to look in .X and .raw.X"
         )
-    candidates = [f"layers/{layer}"] if layer else ["X"] + ["raw.X"] * (data.raw is not None)
     refusals = []
-    for name in candidates:
-        matrix = _matrix(data, name)
-        if matrix is None:
+    for name in [f"layers/{layer}"] if layer else genes:
+        matrix, var = _matrix(file, path, name), genes.get(name, genes["X"])
+        if matrix is None or not matrix.shape:
             refusals.append(f"{path}: .{name} is empty")
+            continue
+        if matrix.shape != (len(obs), len(var)):
+            refusals.append(
+                f"{path}: .{name} has the shape {matrix.shape} for {len(obs)} cells x {len(var)} "
+                "genes; write the file anew"
+            )
             continue
         if getattr(matrix, "format", "csr") == "csc":
             refusals.append(
@@ -181,13 +211,12 @@ def _find_counts(data: anndata.AnnData, path: pathlib.Path, layer: str) -> str:
                 "store it by cell: adata.X = adata.X.tocsr()"
             )
             continue
-        var = data.raw.var if name == "raw.X" else data.var
-        source = Source(path, name, np.asarray(var.index, dtype=object), data.obs)
-        fault = _fault(_rows(matrix, 0, min(CHUNK_CELLS, data.n_obs), source))
+        source = Source(path, name, _names(var.index), obs)
+        fault = _fault(_rows(matrix, 0, min(CHUNK_CELLS, len(obs)), source))
         if fault is None:
             return name
         refusals.append(_refusal(source, fault, 0))
-    others = [f"data.layer={name}" for name in data.layers if name != layer]
+    others = [f"data.layer={name}" for name in layers if name != layer]
     hint = f"; other layers: {', '.join(others)}" if others else ""
     raise ValueError("\n".join(refusals) + hint)
 

@@ -104,10 +104,12 @@ def gene_ids(names: np.ndarray, table: dict[str, str] | None) -> np.ndarray:
     """Ids of a file's genes, object [len(names)], None where there is none.
 
     Ensembl ids lose their version suffix. Other names are looked up in the table; without a
-    table they are taken as ids themselves.
+    table they are taken as ids themselves. An empty name has no id.
     """
     ids = [
-        _without_version(name) if ENSEMBL.match(name) or table is None else table.get(name)
+        _without_version(name) or None
+        if ENSEMBL.match(name) or table is None
+        else table.get(name)
         for name in names
     ]
     return np.array(ids, dtype=object)

@@ -27,7 +27,8 @@ def score_model(
     """Scores read from P and from Q, at `<mask>` and at all selected positions.
 
     Each cell has one fixed draw of masks, the same for every checkpoint. Accuracy, repeats and
-    uniqueness are means over cells with a counted position; the loss is a mean over positions.
+    uniqueness are means over cells with a counted position; the loss is a mean over positions (of
+    Q over all selected ones alone: its rows depend on the masked rows before them).
 
     Returns:
       Rows {score, value, n, positions, read_from}; loss in nats.
@@ -74,7 +75,13 @@ def _predict(params, tokens_BxL, cell_B, *, model, mask):
     arrays = hidden_BxMxD, params["embedding"], params["bias"], cells.labels_BxM
     from_q = cab_loss(*arrays, cells.known_BxV, similarity="none")
     from_p = masked_lm_loss(*arrays)
-    nats = {"P": from_p.cross_entropy, "Q": from_q.cross_entropy}
+    hidden_only = jnp.where(cells.hidden_BxM, cells.labels_BxM, -1)
+    from_hidden = masked_lm_loss(*arrays[:3], hidden_only)
+    nats = {
+        ("P", "selected"): from_p.cross_entropy,
+        ("P", "mask"): from_hidden.cross_entropy,
+        ("Q", "selected"): from_q.cross_entropy,
+    }
     return _judged(cells, {"P": from_q.top_p_BxM, "Q": from_q.top_q_BxM}), nats
 
 
@@ -123,10 +130,10 @@ def _score(step, length: int, corpus: Corpus, rows: np.ndarray) -> list[dict]:
     for reading, kind in judged[0]:
         parts = [batch[reading, kind] for batch in judged]
         found = _summary(parts, len(corpus.vocabulary))
-        if kind == "selected" and reading in nats[0]:
+        if (reading, kind) in nats[0]:
             positions = found["coverage"][1]
-            loss = sum(batch[reading] for batch in nats) / max(positions, 1)
-            found["loss"] = (float(loss), positions)
+            loss = sum(float(batch[reading, kind]) for batch in nats) / max(positions, 1)
+            found["loss"] = (loss, positions)
         for name, (value, n) in found.items():
             scores.append(
                 {"score": name, "value": value, "n": n, "positions": kind, "read_from": reading}

@@ -1,5 +1,6 @@
 """Settings and a corpus -> a trained run folder: record, checkpoints, the mark that it is done."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -87,7 +88,7 @@ def train_step(state: State, batch: dict, seeds: dict, program: RunSettings, ste
         "cells": (of_cells.pop("slots") > 0).sum(),
         "of_cells": {name: value_B.sum() for name, value_B in of_cells.items()},
         "surplus": cells.surplus_B.sum(),
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
     }
     return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
 
@@ -214,18 +215,18 @@ def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
         if restored:
             start, state, clock = restored
         log = _Log(folder, start, steps, train, sizes, clock["seconds"])
-        if start == 0:
-            log.held_out(0, state.params, held_out, program)
-        for step in range(start + 1, steps + 1):
-            batch = sharding.shard_batch(next(iterator), mesh)
-            state, logged = train_step(state, batch, seeds, program, steps)
-            log.train(step, logged)
-            if step == steps or step % max(1, steps // 10) == 0:
-                log.held_out(step, state.params, held_out, program)
-            if step == steps or step % train.checkpoint_every == 0:
-                log.flush()  # a restart goes on after this step: its row must be on disk
-                checkpoint.save(checkpoints, step, state, iterator, log.clock())
-        log.close()
+        with contextlib.closing(log):
+            if start == 0:
+                log.held_out(0, state.params, held_out, program)
+            for step in range(start + 1, steps + 1):
+                batch = sharding.shard_batch(next(iterator), mesh)
+                state, logged = train_step(state, batch, seeds, program, steps)
+                log.train(step, logged)
+                if step == steps or step % max(1, steps // 10) == 0:
+                    log.held_out(step, state.params, held_out, program)
+                if step == steps or step % train.checkpoint_every == 0:
+                    log.flush()  # a restart goes on after this step: its row must be on disk
+                    checkpoint.save(checkpoints, step, state, iterator, log.clock())
     return log.clock()
 
 
@@ -233,7 +234,8 @@ class _Log:
     """Record, TensorBoard and progress bar of one run; reads each step's numbers a step later."""
 
     def __init__(self, folder, start, steps, train, sizes, seconds):
-        self._writer = RunWriter(folder, start)
+        # Without a checkpoint the run starts anew, and so does its record.
+        self._writer = RunWriter(folder, start or -1)
         self._bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", leave=False)
         self._train, self._sizes = train, sizes
         self._rate = optimizer.schedule(train, steps)

@@ -1,6 +1,7 @@
 """Training settings -> AdamW with warm-up and linear decay, and how long a run takes."""
 
 import dataclasses
+import math
 
 import jax
 import optax
@@ -53,8 +54,18 @@ class TrainSettings:
             raise ValueError(f"train's batch, intervals and held_out_cells must be above 0: {self}")
 
     def total_steps(self, cells: int) -> int:
-        """Steps of a run over so many unique cells."""
-        return self.steps or max(1, round(self.epochs * cells / self.batch))
+        """Steps of a run over so many unique cells.
+
+        Raises:
+          ValueError: the steps do not reach each cell once: a run of fewer unique cells than said.
+        """
+        steps = self.steps or math.ceil(self.epochs * cells / self.batch)
+        if self.steps and steps * self.batch < cells:
+            raise ValueError(
+                f"{steps} steps of {self.batch} cells do not reach each of the {cells} cells once; "
+                "raise train.steps or lower the number of cells"
+            )
+        return steps
 
 
 def schedule(settings: TrainSettings, steps: int) -> optax.Schedule:

@@ -1,0 +1,32 @@
+# study and test are the two commands of README; each installs what it needs into .venv first.
+PYTHON ?= python3
+RUN := .venv/bin/python
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: study test test-all lint clean
+
+study: .venv/installed
+	$(RUN) -m experiments.study --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: .venv/installed-test
+	$(RUN) -m pytest -m "not slow"
+
+test-all: .venv/installed-test
+	$(RUN) -m pytest
+
+lint: .venv/installed-test
+	$(RUN) -m ruff check .
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,45 @@
+"""Run + `.h5ad` -> a copy with embeddings: python -m experiments.embed --run --h5ad --out --name"""
+
+import json
+import pathlib
+
+from absl import app, flags
+
+from experiments.launch import report_errors
+from scaling.corpus import build, readers
+from scaling.corpus.vocabulary import Vocabulary
+from scaling.evaluate import embed
+from scaling.pretrain import loop
+from scaling.pretrain.model import ModelSettings
+
+RUN = flags.DEFINE_string("run", None, "folder of a trained run", required=True)
+H5AD = flags.DEFINE_string("h5ad", None, "cells to embed, raw counts", required=True)
+OUT = flags.DEFINE_string("out", None, "the copy to write", required=True)
+NAME = flags.DEFINE_string("name", "scaling", "embeddings go to .obsm['X_<name>']")
+LAYER = flags.DEFINE_integer("layer", -2, "layer whose states are averaged; -2: before the last")
+GENE_NAMES = flags.DEFINE_string("gene_names", "", "CSV with gene_name, ensembl_id, for symbols")
+GENE_COLUMN = flags.DEFINE_string("gene_column", "", "column of .var with ids; '' is the index")
+COUNTS = flags.DEFINE_string("counts", "", "layer with raw counts; '' looks in .X, then .raw.X")
+
+
+def main() -> str:
+    """Embeds every cell of a file with a run's last checkpoint."""
+    run = pathlib.Path(RUN.value)
+    if not (run / loop.SETTINGS).is_file():
+        raise ValueError(f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run")
+    model = ModelSettings(**json.loads((run / loop.SETTINGS).read_text())["model"])
+    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    source = readers.open_source(
+        pathlib.Path(H5AD.value), layer=COUNTS.value, gene_column=GENE_COLUMN.value
+    )
+    ids = build.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
+    params = loop.load_params(run, model, len(vocabulary))
+    out = pathlib.Path(OUT.value)
+    found = embed.embed_file(
+        params, model, LAYER.value, vocabulary, source, ids, out, NAME.value
+    )
+    return f"{out}: {found.shape[0]} cells x {found.shape[1]} in .obsm['X_{NAME.value}']"
+
+
+if __name__ == "__main__":
+    app.run(lambda _: report_errors(main))

@@ -1,0 +1,325 @@
+"""Runs that stop and go on to the bit, on many devices as on one, and records that tell of it."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from scaling.pretrain import batches, checkpoint, loop, masking, objectives, sharding
+from scaling.pretrain.loop import RunSettings, pretrain
+from scaling.pretrain.model import ModelSettings
+from scaling.pretrain.optimizer import TrainSettings
+from scaling.pretrain.writer import METRICS, read_rows
+
+STEPS, EVERY = 20, 6
+SETTINGS = RunSettings(
+    ModelSettings(
+        layers=1, width=16, heads=2, feed_forward=32, length=128, activation="relu", dropout=0.1,
+        norm_epsilon=1e-12,
+    ),
+    masking.MaskingSettings(rate=0.15, mask_share=0.8, random_share=0.1, draw_special=False),
+    objectives.ObjectiveSettings("cab", "recalibrated", "cosine", 0.15, "masked_pairs"),
+    TrainSettings(
+        cells=60, steps=STEPS, epochs=0.0, batch=16, learning_rate=0.02, warmup=0.1,
+        weight_decay=0.01, clip=1.0, subset_seed=0, init_seed=0, mask_seed=0,
+        checkpoint_every=EVERY, log_every=1, held_out_cells=32,
+    ),
+)
+KILLED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_loop
+from scaling.corpus.shards import Corpus
+from scaling.pretrain import loop
+step, taken = loop.train_step, 0
+def killed(*arguments):
+    global taken
+    taken += 1
+    if taken == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+loop.train_step = killed
+loop.pretrain(test_loop.SETTINGS, Corpus.open(sys.argv[2]), pathlib.Path(sys.argv[3]))
+"""
+
+
+def train(**changed) -> RunSettings:
+    return dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, **changed))
+
+
+def named(name: str) -> RunSettings:
+    return dataclasses.replace(
+        SETTINGS, objective=dataclasses.replace(SETTINGS.objective, name=name)
+    )
+
+
+def record(folder: pathlib.Path) -> list[dict]:
+    """Rows of a run, without what depends on the clock."""
+    rows = read_rows(folder / METRICS)
+    return [{k: v for k, v in row.items() if k != "cells_per_second"} for row in rows]
+
+
+def column(folder: pathlib.Path, name: str) -> dict[int, float]:
+    return {row["step"]: row[name] for row in record(folder) if name in row}
+
+
+def params_of(folder: pathlib.Path, corpus) -> dict:
+    loaded = loop.load_params(folder, SETTINGS.model, len(corpus.vocabulary))
+    return jax.device_get(loaded)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def interrupt(monkeypatch, at: int, error: Exception):
+    """Lets `at` steps of the next run pass and raises in place of the one after."""
+    step, taken = loop.train_step, []
+
+    def interrupted(*arguments):
+        if len(taken) == at:
+            raise error
+        taken.append(1)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_corpus, tmp_path_factory) -> pathlib.Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(SETTINGS, tiny_corpus, folder)
+    return folder
+
+
+def test_the_record_tells_of_every_step(whole, tiny_corpus):
+    rows = record(whole)
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in training] == list(range(1, STEPS + 1))
+    assert list(column(whole, "held_out/loss")) == list(range(0, STEPS + 1, 2))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    for row in training:
+        total = row["train/cross_entropy"] + 0.15 * row["train/similarity"]
+        assert row["train/loss"] == pytest.approx(total, rel=1e-5)
+        assert 0 <= row["train/uniqueness"] <= 1 and 0 <= row["train/accuracy"] <= 1
+    rates = [row["learning_rate"] for row in training]
+    assert rates[0] == 0 and rates[2] == max(rates) == pytest.approx(0.02)
+    assert training[0]["parameters"] > training[0]["non_embedding_parameters"] > 0
+
+    done = json.loads((whole / loop.DONE).read_text())
+    assert done["steps"] == STEPS and done["cells"] == 60 and done["exposures"] == 16 * STEPS
+    pool = tiny_corpus.obs[tiny_corpus.obs["split"] == "pool"]
+    assert 60 * pool["length"].min() < done["tokens"] < 60 * 128
+    assert done["held_out_loss"] == rows[-1]["held_out/loss"]
+    assert {"checkpoints", "done.json", "metrics.jsonl", "settings.json", "vocabulary.json"} <= {
+        p.name for p in whole.iterdir()
+    }
+
+
+def test_the_loss_falls_and_every_weight_moves(whole, tiny_corpus):
+    held_out = column(whole, "held_out/loss")
+    assert abs(held_out[0] - np.log(len(tiny_corpus.vocabulary))) < 0.5
+    assert held_out[STEPS] < held_out[0] - 0.3
+    training = list(column(whole, "train/loss").values())
+    assert np.mean(training[-5:]) < np.mean(training[:5]) - 0.3
+    start = loop.initial_params(0, SETTINGS.model, len(tiny_corpus.vocabulary))
+    final = params_of(whole, tiny_corpus)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), start, final)
+    key_bias = moved["layer_0"]["attention"]["key"].pop("bias")  # a softmax does not see it
+    assert min(jax.tree.leaves(moved)) > 0.05 > key_bias
+
+
+@pytest.mark.parametrize("steps_taken", [3, 6, 16])
+def test_a_stopped_run_goes_on_to_the_bit(
+    steps_taken, whole, tiny_corpus, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, steps_taken, RuntimeError("power cut"))
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(SETTINGS, tiny_corpus, tmp_path)
+    assert not (tmp_path / loop.DONE).exists()
+    with monkeypatch.context() as patch:  # what the saved steps gave is not computed again
+        left = STEPS - steps_taken // EVERY * EVERY
+        interrupt(patch, left, AssertionError(f"more than {left} steps"))
+        summary = pretrain(SETTINGS, tiny_corpus, tmp_path)
+    assert record(tmp_path) == record(whole)
+    assert_same_bits(params_of(tmp_path, tiny_corpus), params_of(whole, tiny_corpus))
+    assert summary["seconds"] > 0
+
+
+def test_a_checkpoint_holds_the_state_of_its_step(whole, tiny_corpus, tmp_path, monkeypatch):
+    """Its buffers are donated to the next step while it is being written."""
+    step, states = loop.train_step, []
+
+    def kept(*arguments):
+        state, logged = step(*arguments)
+        states.append(jax.tree.map(np.array, state))
+        return state, logged
+
+    monkeypatch.setattr(loop, "train_step", kept)
+    pretrain(SETTINGS, tiny_corpus, tmp_path)
+    assert record(tmp_path) == record(whole)  # and so the same run twice is the same
+    assert_same_bits(params_of(tmp_path, tiny_corpus), states[-1].params)
+    rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:60]
+    source = batches.Batches(tiny_corpus, rows, batches.Plan(60, 16, 0), STEPS, 128)
+    with checkpoint.manager(tmp_path / loop.CHECKPOINTS) as checkpoints:
+        assert list(checkpoints.all_steps()) == [18, STEPS]
+        state = sharding.replicate(states[0], sharding.data_mesh(16))
+        iterator = batches.iterate(source)
+        at, restored, clock = checkpoint.restore(checkpoints, state, iterator)
+    assert at == STEPS and int(restored.step) == STEPS and clock["seconds"] > 0
+    assert_same_bits(jax.device_get(restored), states[-1])
+    assert list(iterator) == []
+
+
+def test_a_finished_run_is_skipped(whole, tiny_corpus, monkeypatch):
+    interrupt(monkeypatch, 0, AssertionError("a step was taken"))
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    assert pretrain(SETTINGS, tiny_corpus, whole) == json.loads((whole / loop.DONE).read_text())
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
+
+
+def test_a_folder_of_other_settings_is_refused(whole, tiny_corpus):
+    before = sorted(whole.rglob("*"))
+    for other in (train(init_seed=1), named("mlm"), train(cells=61)):
+        with pytest.raises(ValueError, match="holds a run of other settings or another corpus"):
+            pretrain(other, tiny_corpus, whole)
+    manifest = {**tiny_corpus.manifest, "checksums": {"tokens-00000.array_record": "0"}}
+    with pytest.raises(ValueError, match="give another --workdir"):
+        pretrain(SETTINGS, dataclasses.replace(tiny_corpus, manifest=manifest), whole)
+    assert sorted(whole.rglob("*")) == before
+
+
+def test_one_device_gives_what_eight_give(whole, tiny_corpus, tmp_path, monkeypatch):
+    step, devices = loop.train_step, []
+
+    def watched(state, batch, *rest):
+        devices.append(len(batch["tokens"].sharding.device_set))
+        return step(state, batch, *rest)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    pretrain(train(mask_seed=5), tiny_corpus, tmp_path / "eight")
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(sharding, "data_mesh", lambda batch: one)
+    pretrain(train(mask_seed=5), tiny_corpus, tmp_path / "one")
+    assert devices == [8] * STEPS + [1] * STEPS
+    for name in ("train/loss", "train/similarity", "train/gradient_norm", "held_out/loss"):
+        of_eight, of_one = column(tmp_path / "eight", name), column(tmp_path / "one", name)
+        assert of_eight.keys() == of_one.keys() and len(of_one) > 10
+        np.testing.assert_allclose(list(of_one.values()), list(of_eight.values()), 2e-5)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tiny_corpus, tmp_path):
+    with pytest.raises(ValueError, match="train.batch 12 is no multiple of the 8 devices"):
+        pretrain(train(batch=12), tiny_corpus, tmp_path)
+    with pytest.raises(ValueError, match="4 held-out cells are too few for 8 devices"):
+        pretrain(train(held_out_cells=4), tiny_corpus, tmp_path / "other")
+
+
+@pytest.mark.parametrize("at", [4, EVERY])
+def test_a_loss_that_is_not_finite_stops_the_run(at, tiny_corpus, tmp_path, monkeypatch):
+    step, taken = loop.train_step, []
+
+    def poisoned(*arguments):
+        state, logged = step(*arguments)
+        taken.append(1)
+        return state, {**logged, "loss": np.nan if len(taken) == at else logged["loss"]}
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {at}; lower train"):
+        pretrain(SETTINGS, tiny_corpus, tmp_path)
+    assert max(column(tmp_path, "train/loss")) == at - 1
+    assert not (tmp_path / loop.DONE).exists()
+    with pytest.raises(ValueError, match="no finished checkpoint"):
+        loop.load_params(tmp_path, SETTINGS.model, len(tiny_corpus.vocabulary))
+
+
+def test_runs_that_differ_in_seeds_share_a_program(whole, tiny_corpus, tmp_path):
+    programs = loop.train_step._cache_size()
+    changes = {"mask_seed": 1}, {"init_seed": 1}, {"subset_seed": 1}
+    for k, change in enumerate(changes):
+        pretrain(train(**change), tiny_corpus, tmp_path / str(k))
+    assert loop.train_step._cache_size() == programs
+    losses = [column(folder, "held_out/loss") for folder in (whole, *tmp_path.iterdir())]
+    assert len({of_run[STEPS] for of_run in losses}) == 4
+    # Before any step only the weights matter: held-out masks are the same for every run.
+    assert losses[0][0] == column(tmp_path / "0", "held_out/loss")[0]
+    assert losses[0][0] != column(tmp_path / "1", "held_out/loss")[0]
+
+
+def test_objectives_differ(whole, tiny_corpus, tmp_path):
+    for name in ("mlm", "cab_no_similarity"):
+        pretrain(named(name), tiny_corpus, tmp_path / name)
+    entropy = {
+        folder.name: column(folder, "held_out/cross_entropy")
+        for folder in (whole, *tmp_path.iterdir())
+    }
+    # The same weights: blocking changes what the cross-entropy reads, the similarity does not.
+    assert entropy["whole"][0] == pytest.approx(entropy["cab_no_similarity"][0], rel=1e-6)
+    assert abs(entropy["whole"][0] - entropy["mlm"][0]) > 0.01
+    assert len({of_run[STEPS] for of_run in entropy.values()}) == 3
+    assert set(column(tmp_path / "cab_no_similarity", "train/similarity").values()) == {0.0}
+    assert min(column(whole, "train/similarity").values()) > 0
+    for name in ("mlm", "cab_no_similarity"):
+        losses = column(tmp_path / name, "train/loss")
+        assert losses == column(tmp_path / name, "train/cross_entropy")
+
+
+def test_the_whole_step_holds_no_array_over_positions_or_slots_and_vocabulary():
+    B, L, V = 2, 64, 2000
+    small = dataclasses.replace(SETTINGS.model, width=16, heads=1, length=L)
+    settings = dataclasses.replace(SETTINGS, model=small).program()
+    params = loop.initial_params(0, small, V)
+    moments = loop.optimizer.optimizer(settings.train, STEPS).init(params)
+    batch = {
+        "tokens": np.ones((B, L), np.int32), "cell": np.ones(B, np.uint32),
+        "epoch": np.ones(B, np.int32),
+    }
+    state = loop.State(params, moments, np.int32(0))
+    lowered = loop.train_step.lower(state, batch, {"init": 0, "mask": 0}, settings, STEPS)
+    shapes = re.findall(r"tensor<((?:\d+x)+)[a-z]", lowered.as_text())
+    largest = max(int(np.prod([int(n) for n in shape.split("x")[:-1]])) for shape in shapes)
+    slots = masking.capacity(L, 0.15)
+    assert V * small.width <= largest < B * slots * V
+
+
+def test_converged_is_what_the_last_tenth_says():
+    def of(losses: dict[int, float], steps: int) -> dict:
+        return loop.convergence([{"step": s, "held_out/loss": x} for s, x in losses.items()], steps)
+
+    assert of({0: 9.0, 90: 5.0, 100: 4.96}, 100) == {"held_out_loss": 4.96, "converged": True}
+    assert of({0: 9.0, 90: 5.0, 100: 4.94}, 100) == {"held_out_loss": 4.94, "converged": False}
+    assert of({0: 9.0, 90: 5.0, 95: 4.9, 100: 4.89}, 100)["converged"] is False
+    assert of({0: 9.0, 90: 5.0, 100: 7.0}, 100)["converged"] is True
+    assert of({90: -5.0, 100: -5.1}, 100)["converged"] is False
+    assert of({0: 9.0, 90: 5.0}, 100) == {"held_out_loss": None, "converged": None}
+    assert of({100: 5.0}, 100) == {"held_out_loss": 5.0, "converged": None}
+
+
+def test_weights_of_a_run_that_is_not_there_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoints; train the run"):
+        loop.load_params(tmp_path / "absent", SETTINGS.model, 10)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_bit(whole, tiny_corpus, tmp_path):
+    """SIGKILL before the first checkpoint, just after one, and twice between two."""
+    here = pathlib.Path(__file__).parent
+    for step in (3, 8, 5, 9):
+        command = [sys.executable, "-c", KILLED, here, tiny_corpus.folder, tmp_path, step]
+        killed = subprocess.run([str(c) for c in command], cwd=here.parent, capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        assert not (tmp_path / loop.DONE).exists()
+    with checkpoint.manager(tmp_path / loop.CHECKPOINTS) as checkpoints:
+        assert 0 < checkpoints.latest_step() < STEPS
+    pretrain(SETTINGS, tiny_corpus, tmp_path)
+    assert record(tmp_path) == record(whole)
+    assert_same_bits(params_of(tmp_path, tiny_corpus), params_of(whole, tiny_corpus))

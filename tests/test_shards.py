@@ -1,0 +1,107 @@
+"""A corpus on disk: shards of tokens, rows in the order asked for, and what is refused."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from array_record.python import array_record_data_source
+
+from scaling.corpus import build, readers
+from scaling.corpus.shards import Corpus, ShardWriter
+
+SETTINGS = build.CorpusSettings(
+    h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
+    cell_type="", donor="", batch="", keep={}, held_out=0.25, split_seed=0, cells_per_shard=8,
+)
+ORDERS = [[0], [29, 0, 12, 13], [3, 3, 25, 3, 25, 1], list(range(30))[::-1]]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch) -> tuple[Corpus, np.ndarray]:
+    """Cells of two files, read in small chunks, one without counts; and the genes' counts."""
+    monkeypatch.setattr(readers.chunks, "__defaults__", (None, 4))
+    counts = np.random.default_rng(0).poisson(0.9, (31, 9)) + np.eye(31, 9, dtype=int)
+    counts[:, 8], counts[5], counts[20:, 0] = 0, 0, 0
+    genes = [f"g{k}" for k in range(9)]
+    for name, part in {"a": counts[:20], "b": counts[20:, 1:]}.items():
+        var = pd.DataFrame(index=genes[-part.shape[1]:])
+        anndata.AnnData(sp.csr_matrix(part), var=var).write_h5ad(tmp_path / f"{name}.h5ad")
+    settings = {**vars(SETTINGS), "h5ad": f"{tmp_path}/a.h5ad", "score_on": f"{tmp_path}/b.h5ad"}
+    corpus = build.build(build.CorpusSettings(**settings), tmp_path / "corpus")
+    return corpus, np.delete(counts, 5, 0)[:, :8]
+
+
+@pytest.mark.parametrize("rows", ORDERS)
+def test_counts_in_the_order_asked_for(corpus, rows):
+    corpus, counts = corpus
+    assert corpus.vocabulary.genes == tuple(f"g{k}" for k in range(8))
+    read = corpus.counts(np.array(rows))
+    assert read.dtype == np.float32 and sp.issparse(read) and read.format == "csr"
+    np.testing.assert_array_equal(read.toarray(), counts[rows])
+
+
+@pytest.mark.parametrize("rows", ORDERS)
+@pytest.mark.parametrize("length", [3, 8, 20])
+def test_tokens_in_the_order_asked_for_cut_and_padded(corpus, rows, length):
+    corpus, counts = corpus
+    tokens = corpus.tokens(np.array(rows), length)
+    assert tokens.shape == (len(rows), length) and tokens.dtype == np.int32
+    whole = corpus.tokens(np.arange(30), 8)
+    for cell, row in zip(tokens, rows, strict=True):
+        present = np.flatnonzero(counts[row]) + 2
+        assert sorted(whole[row][: len(present)]) == list(present)
+        n = min(length, len(present))
+        assert cell[:n].tolist() == whole[row][:n].tolist() and not cell[n:].any()
+
+
+def test_shards_hold_as_many_cells_as_asked(tmp_path):
+    cells = [[5, 2], [], [65535], [7], [], [9, 8, 3], [4]]
+    writer = ShardWriter(tmp_path, 2)
+    for part in (cells[:4], cells[4:5], cells[5:]):
+        tokens = np.array([t for cell in part for t in cell], np.uint16)
+        writer.write(tokens, np.array([len(cell) for cell in part]))
+    writer.close()
+    assert writer.names == [f"tokens-0000{k}.array_record" for k in range(3)]
+    read = []
+    for name in writer.names:
+        shard = array_record_data_source.ArrayRecordDataSource([str(tmp_path / name)])
+        records = shard.__getitems__(range(len(shard)))
+        read.append([np.frombuffer(record, "<u2").tolist() for record in records])
+    assert read == [[[5, 2], [65535]], [[7], [9, 8, 3]], [[4]]]
+
+
+def test_opens_what_was_built(corpus):
+    corpus, _ = corpus
+    again = Corpus.open(str(corpus.folder))
+    assert again.obs.equals(corpus.obs) and again.manifest == corpus.manifest
+    assert again.vocabulary.hash == corpus.vocabulary.hash == again.manifest["vocabulary"]["hash"]
+
+
+@pytest.mark.parametrize("name", ["vocabulary.json", "obs.parquet", "genes.parquet"])
+def test_a_file_that_was_changed_is_named(corpus, name):
+    folder = corpus[0].folder
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=f"{folder / name} is not the file that was built"):
+        Corpus.open(folder)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"checksums"'])
+def test_a_folder_that_is_no_corpus(tmp_path, content):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}: no corpus .*experiments.build_corpus"):
+        Corpus.open(tmp_path)
+
+
+def test_a_shard_that_is_missing_from_the_manifest(corpus):
+    folder = corpus[0].folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksums"]["tokens-00001.array_record"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="22 cells in the shards, 30 in obs.parquet; build again"):
+        Corpus.open(folder).tokens([0], 4)

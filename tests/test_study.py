@@ -1,0 +1,243 @@
+"""The smallest study, run once, and what must hold of its folder; settings that must be refused."""
+
+import json
+
+import anndata
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from configs import blood, default, quickstart, smoke
+from scaling import study
+from scaling.corpus import build, readers
+from scaling.corpus.shards import Corpus
+from scaling.corpus.vocabulary import Vocabulary
+from scaling.evaluate import embed, scores
+from scaling.pretrain import loop
+from scaling.pretrain.writer import read_rows
+from scaling.settings import Settings
+
+
+def small_config():
+    config = smoke.get_config()
+    config.simulation.cells = 400
+    config.simulation.genes = 300
+    config.train.steps = 25
+    config.evaluate.cells = 60
+    return config
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    verdict = study.run(Settings.from_config(small_config()), workdir)
+    return workdir, verdict
+
+
+@pytest.fixture(scope="module")
+def table(done):
+    return pd.DataFrame(read_rows(done[0] / "scores.jsonl"))
+
+
+def test_every_model_and_floor_has_its_scores(table):
+    models = {"mlm", "cab", "untrained", "hvg", "pca", "copy_input", "most_frequent"}
+    assert set(table["model"]) == models
+    tasks = table.groupby("model")["task"].agg(set)
+    everything = {"masked_genes", "cell_types", "batch_mixing"}
+    assert tasks["mlm"] == tasks["cab"] == tasks["untrained"] == everything
+    assert tasks["pca"] == tasks["hvg"] == {"cell_types", "batch_mixing"}
+    sizes = table.groupby("model")["cells"].agg(set)
+    assert sizes["mlm"] == sizes["pca"] == sizes["most_frequent"] == {50, 200}
+    assert sizes["untrained"] == {0}
+    assert table[table["value"].isna()]["note"].str.len().gt(0).all()
+
+
+def test_known_genes_are_never_predicted_from_q_but_are_from_p(table):
+    repeats = table[(table["score"] == "repeat_unmasked") & table["read_from"].notna()]
+    by_reading = repeats.groupby("read_from")["value"].max()
+    assert by_reading["Q"] == 0.0
+    assert by_reading["P"] > 0.0
+
+
+def test_copied_input_scores_the_unchanged_share_at_selected_and_nothing_at_mask(table):
+    copied = table[(table["model"] == "copy_input") & (table["score"] == "accuracy")]
+    at = copied.groupby("positions")["value"].first()
+    assert at["mask"] == 0.0
+    assert 0.02 < at["selected"] < 0.25
+
+
+def test_no_training_cell_is_scored(done):
+    corpus = Corpus.open(done[0] / "corpus")
+    settings = Settings.from_config(small_config())
+    scored = np.concatenate(list(scores.held_out_sets(corpus, settings.evaluate).values()))
+    trained = study.subsets.nested(corpus.obs, 200, 0)
+    assert len(scored) == 60
+    assert not set(corpus.obs["donor"].iloc[scored]) & set(corpus.obs["donor"].iloc[trained])
+
+
+def test_second_run_does_nothing_again(done, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a finished job was done again")
+
+    monkeypatch.setattr(study, "_do", refuse)
+    monkeypatch.setattr(build, "_build", refuse)
+    assert study.run(Settings.from_config(small_config()), done[0]) == done[1]
+
+
+def test_other_settings_in_the_folder_are_refused(done):
+    config = small_config()
+    config.train.learning_rate = 0.5
+    with pytest.raises(ValueError, match="another config"):
+        study.run(Settings.from_config(config), done[0])
+
+
+def test_a_killed_study_goes_on_with_what_is_left(tmp_path, monkeypatch, done):
+    settings, real, calls = Settings.from_config(small_config()), study._do, []
+
+    def die_at_the_third(job, *args):
+        calls.append(job.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(job, *args)
+
+    monkeypatch.setattr(study, "_do", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(settings, tmp_path)
+    study.run(settings, tmp_path)
+    jobs = [job.name for job in study.plan(settings)]
+    assert calls == jobs[:3] + jobs[2:]
+    drop = ["commit", "packages"]
+    whole, resumed = (
+        pd.DataFrame(read_rows(folder / "scores.jsonl")).drop(columns=drop)
+        for folder in (done[0], tmp_path)
+    )
+    pd.testing.assert_frame_equal(whole, resumed)
+
+
+def test_report_stands_alone_and_the_verdict_says_too_few_sizes(done):
+    page = (done[0] / "report.html").read_text()
+    assert "src=\"data:image/png;base64" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "too few sizes" in done[1]
+    assert str(done[0] / "report.html") in done[1]
+
+
+def test_tensorboard_holds_the_record_and_the_hparams(done):
+    run = done[0] / "runs" / "cab-n200-s0"
+    events = EventAccumulator(str(run)).Reload()
+    tags = set(events.Tags()["tensors"])
+    wanted = {"train/loss", "train/similarity", "train/accuracy", "train/repeat_masked",
+              "train/uniqueness", "learning_rate", "cells_per_second", "parameters",
+              "held_out/loss", "simulated/accuracy_Q"}
+    assert wanted <= tags
+    row = [r for r in read_rows(run / "metrics.jsonl") if r["step"] == 25 and "train/loss" in r]
+    shown = make_ndarray(events.Tensors("train/loss")[-1].tensor_proto)
+    assert shown == pytest.approx(row[0]["train/loss"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    sweep = EventAccumulator(str(done[0] / "runs")).Reload()
+    assert "_hparams_/experiment" in sweep.summary_metadata
+
+
+def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
+    run, h5ad = done[0] / "runs" / "mlm-n200-s0", done[0] / "simulated.h5ad"
+    settings = Settings.from_config(small_config())
+    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    params = loop.load_params(run, settings.run.model, len(vocabulary))
+    source = readers.open_source(h5ad)
+    ids = build.gene_ids([source], "", vocabulary)[source.name]
+    out = tmp_path / "out.h5ad"
+    embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+    before, after = anndata.read_h5ad(h5ad), anndata.read_h5ad(out)
+    np.testing.assert_array_equal(before.X.toarray(), after.X.toarray())
+    corpus = Corpus.open(done[0] / "corpus")
+    rows = np.array([7, 3, 150])
+    expected = embed.embed_corpus(params, settings.run.model, -2, corpus, rows)
+    at = corpus.obs["row"].to_numpy()[rows]
+    np.testing.assert_allclose(after.obsm["X_mlm"][at], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="exists"):
+        embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+
+
+def test_embedding_is_the_mean_of_real_positions_whatever_the_padding(done):
+    settings = Settings.from_config(small_config()).run
+    params = loop.initial_params(0, settings.model, 302)
+    tokens = np.zeros((1, settings.model.length), np.int32)
+    tokens[0, :5] = [9, 4, 30, 2, 77]
+    encoder = loop.RankEncoder(settings.model, 302)
+    states = encoder.apply({"params": params}, tokens[:, :5], method="encode")
+    found = embed.embed_tokens(params, settings.model, -2, [tokens])
+    np.testing.assert_allclose(found, jax.numpy.mean(states[-2], 1), rtol=1e-4, atol=1e-5)
+
+
+def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):
+    config = small_config()
+    config.simulation.seed = 1
+    settings = Settings.from_config(config)
+    other = study.corpus_of(settings, tmp_path)
+    held_out = [
+        scores.HeldOut(other, name, rows, settings.evaluate)
+        for name, rows in scores.held_out_sets(other, settings.evaluate).items()
+    ]
+    with pytest.raises(ValueError, match="was trained with vocabulary .* data.vocabulary="):
+        study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)
+
+
+def test_runs_too_short_to_see_all_their_cells_are_refused(tmp_path):
+    config = small_config()
+    config.train.steps = 24
+    with pytest.raises(ValueError, match="24 steps of 8 cells do not reach each of the 200 cells"):
+        study.run(Settings.from_config(config), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_above_the_pool_are_refused_before_any_run(done, tmp_path):
+    config = small_config()
+    config.study.sizes = (50, 100_000)
+    config.train.steps, config.train.epochs = 0, 1.0
+    with pytest.raises(ValueError, match="100000 cells from a pool of"):
+        study.run(Settings.from_config(config), tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("config", [default, quickstart, blood, smoke])
+def test_configs_are_locked_and_whole(config):
+    found = config.get_config()
+    Settings.from_config(found)
+    with pytest.raises(AttributeError):
+        found.train.learning_rat = 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.epochs", 1.0, "exactly one"),
+        ("train.steps", 0, "exactly one"),
+        ("train.warmup", 1.5, "warm up for longer"),
+        ("model.heads", 3, "no multiple of model.heads"),
+        ("objective.name", "gpt", "objective.name is 'gpt'"),
+        ("objective.weight", 0.0, "cab_no_similarity"),
+        ("masking.rate", 0.0, "masking.rate"),
+        ("data.score_on", "x.h5ad", "data.h5ad, the files to train on, is not"),
+        ("study.objectives", ("mlm", "bert"), "bert"),
+        ("study.sizes", (100, 100), "distinct"),
+        ("evaluate.layer", 9, "the model has 1 layers"),
+        ("simulation.cells", 5, "cells=5"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_computed(field, value, message):
+    config = small_config()
+    part, name = field.split(".")
+    config[part][name] = value
+    with pytest.raises(ValueError, match=message):
+        Settings.from_config(config)
+
+
+def test_manifest_is_written_first_and_names_every_job(done):
+    manifest = json.loads((done[0] / "study.json").read_text())
+    assert [job["name"] for job in manifest["jobs"]] == [
+        "untrained-s0", "baselines-n50-s0", "mlm-n50-s0", "cab-n50-s0",
+        "baselines-n200-s0", "mlm-n200-s0", "cab-n200-s0",
+    ]  # fmt: skip
