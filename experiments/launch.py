@@ -10,22 +10,21 @@ from ml_collections import config_flags
 
 from scaling.settings import Settings
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder that gets the results", required=True)
-CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
-
 
 def launch(stage: Callable[[Settings, pathlib.Path], str]) -> None:
     """Runs stage(settings, workdir) and prints what it returns.
 
     Bad input ends with its message on stderr and exit status 2, without a traceback.
     """
+    folder = flags.DEFINE_string("workdir", None, "folder that gets the results", required=True)
+    config = config_flags.DEFINE_config_file("config", None, "a file of configs/")
     flags.mark_flag_as_required("config")
 
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected arguments {arguments[1:]}; options start with --")
-        workdir = pathlib.Path(WORKDIR.value)
-        report_errors(lambda: stage(Settings.from_config(CONFIG.value), workdir))
+        workdir = pathlib.Path(folder.value)
+        report_errors(lambda: stage(Settings.from_config(config.value), workdir))
 
     app.run(main)
 

@@ -196,6 +196,8 @@ def describe(corpus: Corpus) -> str:
             f"{file['counts_covered']:.1%} of counts in the vocabulary; left out: "
             f"{file['cells_filtered']} cells by filter, {file['cells_without_genes']} without genes"
         )
+    if m["keep_without_file"]:
+        lines.append(f"  data.keep names files that are not there: {m['keep_without_file']}")
     return "\n".join(lines)
 
 

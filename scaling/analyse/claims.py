@@ -283,7 +283,8 @@ def _floor_line(table) -> str:
         read_from = READ_FROM.get(model, "P")
         value = _at_largest(table, "masked_genes", "accuracy", model, read_from)
         if value is not None:
-            words.append(f"{name} {value:.3f}")
+            reading = f" (from {read_from})" if model in READ_FROM else ""
+            words.append(f"{name}{reading} {value:.3f}")
     start = "Masked accuracy at the largest size, mean over data sets: "
     return start + ", ".join(words) + "." if words else ""
 

@@ -104,6 +104,12 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     genes = given or _from_pool(sources, ids, obs, settings.min_cells)
     genes.save(folder / shards.VOCABULARY)
     obs, names, reports = _write(sources, ids, genes, obs, settings, folder)
+    for split, remedy in (("pool", "data.h5ad"), ("held_out", "data.score_on")):
+        if not (obs["split"] == split).any():
+            raise ValueError(
+                f"{settings.h5ad}: no {split} cell is left with a gene of the vocabulary; give "
+                f"more cells with {remedy}, or another data.vocabulary"
+            )
     obs.to_parquet(folder / shards.OBS, index=False)
     frames = [pd.DataFrame({"dataset": name, "gene_id": of_file}) for name, of_file in ids.items()]
     pd.concat(frames).to_parquet(folder / shards.GENES, index=False)
@@ -118,6 +124,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
         "identical_across_split": int((obs["split"] == "duplicate").sum()),
         "identical_in_pool": int(obs["fingerprint"][obs["split"] == "pool"].duplicated().sum()),
         "files": reports,
+        "keep_without_file": sorted(set(settings.keep) - {s.name for s in sources}),
         "checksums": {name: shards.file_checksum(folder / name) for name in names},
     }
     (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=1))

@@ -63,5 +63,5 @@ def hold_out(obs: pd.DataFrame, share: float, seed: int) -> tuple[np.ndarray, st
         chosen = ranked[: min(int(np.argmax(reached)) + 1, len(names) - 1)]
         return np.isin(groups, names[chosen]), column
     held_out = np.zeros(len(obs), bool)
-    held_out[order(obs["cell_id"].to_numpy(), seed)[: round(share * len(obs))]] = True
+    held_out[order(obs["cell_id"].to_numpy(), seed)[: max(1, round(share * len(obs)))]] = True
     return held_out, "cell"

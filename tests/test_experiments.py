@@ -1,0 +1,87 @@
+"""Every entry point as a user calls it: in its own process, from the project's folder."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = "--config=configs/smoke.py"
+
+
+def call(stage, *arguments, status=0):
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        [sys.executable, "-m", f"experiments.{stage}", *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == status, found.stderr
+    return found
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    printed = call("build_corpus", SMOKE, f"--workdir={folder}").stdout
+    assert "held out by donor" in printed
+    trained = call("pretrain", SMOKE, f"--workdir={folder}", "--config.train.cells=200")
+    summary = json.loads(trained.stdout)
+    assert summary["steps"] == 25
+    assert summary["cells"] == 200
+    return folder
+
+
+@pytest.mark.slow
+def test_evaluate_prints_one_row_a_score(workdir):
+    printed = call("evaluate", SMOKE, f"--workdir={workdir}", f"--run={workdir / 'run'}").stdout
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert {row["task"] for row in rows} == {"masked_genes", "cell_types", "batch_mixing"}
+
+
+@pytest.mark.slow
+def test_embed_writes_obsm_and_refuses_cells_of_other_genes(workdir, tmp_path):
+    h5ad, out = workdir / "simulated.h5ad", tmp_path / "out.h5ad"
+    arguments = (f"--run={workdir / 'run'}", f"--out={out}", "--name=cab")
+    call("embed", f"--h5ad={h5ad}", *arguments)
+    assert anndata.read_h5ad(out).obsm["X_cab"].shape == (600, 16)
+    other = anndata.AnnData(np.ones((3, 2), np.float32))
+    other.write_h5ad(tmp_path / "other.h5ad")
+    out.unlink()
+    found = call("embed", f"--h5ad={tmp_path / 'other.h5ad'}", *arguments, status=2)
+    assert "none of its 2 genes" in found.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.h5ad"]
+
+
+@pytest.mark.slow
+def test_study_then_fit_give_the_same_verdict(tmp_path):
+    study = call("study", SMOKE, f"--workdir={tmp_path / 'study'}").stdout
+    for table in ("scores.jsonl", "scores.csv"):
+        out = tmp_path / table.replace(".", "_")
+        fit = call("fit", f"--table={tmp_path / 'study' / table}", f"--out={out}").stdout
+        assert fit.split("\n\nReport:")[0] == study.split("\n\nReport:")[0]
+        assert (out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config.train.learning_rat=1",), "learning_rat"),
+        (("--config.model.heads=3",), "no multiple of model.heads"),
+    ],
+)
+def test_unknown_and_contradictory_settings_end_before_anything_is_made(
+    tmp_path, arguments, message
+):
+    folder = tmp_path / "none"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "experiments.study", SMOKE, f"--workdir={folder}", *arguments]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.returncode != 0
+    assert message in found.stderr
+    assert not folder.exists()
