@@ -44,6 +44,11 @@ def corpus_of(settings: Settings, workdir: pathlib.Path) -> Corpus:
         if not simulated.exists():
             workdir.mkdir(parents=True, exist_ok=True)
             simulate.simulate(simulated, settings.simulation)
+        elif simulate.settings_of(simulated) != settings.simulation:
+            raise ValueError(
+                f"{simulated} was simulated with other settings; remove it, or give another "
+                "--workdir"
+            )
         data = dataclasses.replace(data, h5ad=str(simulated))
     return build.build(data, workdir / "corpus")
 

@@ -30,8 +30,15 @@ def small_config():
     return config
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, one_device):
     workdir = tmp_path_factory.mktemp("study")
     verdict = study.run(Settings.from_config(small_config()), workdir)
     return workdir, verdict
@@ -92,6 +99,13 @@ def test_other_settings_in_the_folder_are_refused(done):
     config.train.learning_rate = 0.5
     with pytest.raises(ValueError, match="another config"):
         study.run(Settings.from_config(config), done[0])
+
+
+def test_cells_simulated_with_other_settings_are_not_taken(done):
+    config = small_config()
+    config.simulation.depth = 500.0
+    with pytest.raises(ValueError, match="simulated with other settings"):
+        study.corpus_of(Settings.from_config(config), done[0])
 
 
 def test_a_killed_study_goes_on_with_what_is_left(tmp_path, monkeypatch, done):

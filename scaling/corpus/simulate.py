@@ -5,8 +5,10 @@ import os
 import pathlib
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 from scipy import sparse
 
 _COUNTS = ("cells", "genes", "cell_types", "donors", "batches", "programs")
@@ -167,3 +169,9 @@ def simulate(path: str | os.PathLike, settings: Simulation) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def settings_of(path: str | os.PathLike) -> Simulation:
+    """The settings that a file of `simulate` was made with."""
+    with h5py.File(path) as file:
+        return Simulation(**{k: v.item() for k, v in read_elem(file["uns/simulation"]).items()})

@@ -40,7 +40,7 @@ class TrainSettings:
     held_out_cells: int
 
     def __post_init__(self):
-        if (self.steps > 0) == (self.epochs > 0):
+        if min(self.steps, self.epochs) < 0 or (self.steps > 0) == (self.epochs > 0):
             raise ValueError(
                 f"train.steps is {self.steps} and train.epochs {self.epochs}; set exactly one of "
                 "them above 0"
@@ -57,13 +57,14 @@ class TrainSettings:
         """Steps of a run over so many unique cells.
 
         Raises:
-          ValueError: the steps do not reach each cell once: a run of fewer unique cells than said.
+          ValueError: the run does not reach each cell once: it would be one of fewer unique
+            cells than said.
         """
         steps = self.steps or math.ceil(self.epochs * cells / self.batch)
-        if self.steps and steps * self.batch < cells:
+        if steps * self.batch < cells:
             raise ValueError(
                 f"{steps} steps of {self.batch} cells do not reach each of the {cells} cells once; "
-                "raise train.steps or lower the number of cells"
+                "raise train.steps or train.epochs, or lower the number of cells"
             )
         return steps
 
