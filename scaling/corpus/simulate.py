@@ -174,4 +174,4 @@ def simulate(path: str | os.PathLike, settings: Simulation) -> None:
 def settings_of(path: str | os.PathLike) -> Simulation:
     """The settings that a file of `simulate` was made with."""
     with h5py.File(path) as file:
-        return Simulation(**{k: v.item() for k, v in read_elem(file["uns/simulation"]).items()})
+        return Simulation(**read_elem(file["uns/simulation"]))
