@@ -5,7 +5,7 @@ import pathlib
 
 from absl import app, flags
 
-from experiments.launch import report_errors
+from experiments.launch import parse, report_errors
 from scaling.corpus import build, readers
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed
@@ -35,11 +35,14 @@ def main() -> str:
     ids = build.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
     params = loop.load_params(run, model, len(vocabulary))
     out = pathlib.Path(OUT.value)
-    found = embed.embed_file(
+    found, covered = embed.embed_file(
         params, model, LAYER.value, vocabulary, source, ids, out, NAME.value
     )
-    return f"{out}: {found.shape[0]} cells x {found.shape[1]} in .obsm['X_{NAME.value}']"
+    return (
+        f"{out}: {found.shape[0]} cells x {found.shape[1]} in .obsm['X_{NAME.value}']; "
+        f"{covered:.1%} of the counts are of genes that the model knows"
+    )
 
 
 if __name__ == "__main__":
-    app.run(lambda _: report_errors(main))
+    app.run(lambda _: report_errors(main), flags_parser=parse)

@@ -5,15 +5,16 @@ import pathlib
 import pandas as pd
 from absl import app, flags
 
-from experiments.launch import report_errors
+from experiments.launch import parse, report_errors
 from scaling import study
 from scaling.analyse import report
 
 TABLE = flags.DEFINE_string("table", None, "scores as .jsonl, .csv or .parquet", required=True)
 OUT = flags.DEFINE_string("out", None, "folder that gets report.html, fits.json", required=True)
+NAMES = {"dataset": str, "model": str, "note": str}  # a data set may be called 3000
 READERS = {
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
-    ".csv": pd.read_csv,
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=NAMES, convert_dates=False),
+    ".csv": lambda path: pd.read_csv(path, dtype=NAMES),
     ".parquet": pd.read_parquet,
 }
 
@@ -23,10 +24,14 @@ def fit() -> str:
     path = pathlib.Path(TABLE.value)
     if path.suffix not in READERS or not path.is_file():
         raise ValueError(f"{path}: no table; give a {', '.join(READERS)} file of scores")
+    try:
+        rows = READERS[path.suffix](path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: no readable table of scores ({error})") from error
     out = pathlib.Path(OUT.value)
-    verdict = report.analyse(READERS[path.suffix](path), out, study.provenance(out))
+    verdict = report.analyse(rows, out, study.provenance(out))
     return f"{verdict}\n\nReport: {out / 'report.html'}"
 
 
 if __name__ == "__main__":
-    app.run(lambda _: report_errors(fit))
+    app.run(lambda _: report_errors(fit), flags_parser=parse)

@@ -26,15 +26,24 @@ def launch(stage: Callable[[Settings, pathlib.Path], str]) -> None:
         workdir = pathlib.Path(folder.value)
         report_errors(lambda: stage(Settings.from_config(config.value), workdir))
 
-    app.run(main)
+    app.run(main, flags_parser=parse)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Reads the flags; an unknown one, or an unknown field of the config, is one message."""
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def report_errors(stage: Callable[[], str]) -> None:
-    """Prints a stage's result, or its ValueError as one message."""
+    """Prints a stage's result, or what went wrong as one message."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     try:
         print(stage())
-    except ValueError as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SCALING_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

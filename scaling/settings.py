@@ -33,8 +33,12 @@ class GridSettings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             values = getattr(self, field.name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"study.{field.name} is {values}; give distinct values")
+            if not isinstance(values, tuple) or not values or len(set(values)) != len(values):
+                raise ValueError(
+                    f"study.{field.name} is {values}; give distinct values as a tuple, (1, 2)"
+                )
+        if not all(isinstance(number, int) for number in self.sizes + self.seeds):
+            raise ValueError(f"study.sizes {self.sizes}, seeds {self.seeds}: give whole numbers")
         if min(self.sizes) < 2 or min(self.seeds) < 0:
             raise ValueError(f"study.sizes {self.sizes} must be 2 or more, seeds 0 or more")
         if unknown := set(self.objectives) - set(NAMES):

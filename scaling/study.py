@@ -67,7 +67,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
       ValueError: bad input or settings, or the folder holds another study.
     """
     jobs = plan(settings)
-    _claim(workdir, settings, jobs)
+    _refuse_other_study(workdir, settings)
     corpus = corpus_of(settings, workdir)
     print(describe(corpus), file=sys.stderr)
     largest = max(settings.study.sizes)
@@ -76,6 +76,9 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
         scores.HeldOut(corpus, name, rows, settings.evaluate)
         for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()
     ]
+    content = {"config_hash": settings.hash(), "settings": dataclasses.asdict(settings)}
+    content["jobs"] = [dataclasses.asdict(job) for job in jobs]
+    _write(workdir / MANIFEST, lambda partial: partial.write_text(json.dumps(content, indent=1)))
     for job in (bar := tqdm(jobs, desc="study", unit="job")):
         bar.set_postfix_str(job.name)
         folder = workdir / "runs" / job.name
@@ -87,7 +90,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     table = pd.DataFrame(rows)
     table.to_csv(workdir / "scores.csv", index=False)
     _write_hparams(table, settings, workdir)
-    verdict = report.analyse(table, workdir, provenance(workdir))
+    verdict = report.analyse(table, workdir, provenance(workdir) | {"cells": describe(corpus)})
     return f"{verdict}\n\nReport: {workdir / 'report.html'}"
 
 
@@ -124,9 +127,20 @@ def evaluate_run(
     """Scores of a trained run's last checkpoint.
 
     Raises:
-      ValueError: the run was trained with another vocabulary than the cells' corpus.
+      ValueError: no run, one of other model or masking settings, or one that was trained with
+        another vocabulary than the cells' corpus.
     """
-    trained = json.loads((folder / loop.SETTINGS).read_text())["vocabulary"]
+    if not (folder / loop.SETTINGS).is_file():
+        raise ValueError(f"{folder}: no {loop.SETTINGS}; give the folder of a trained run")
+    held = json.loads((folder / loop.SETTINGS).read_text())
+    for part in ("model", "masking"):
+        asked = dataclasses.asdict(getattr(run, part))
+        if held[part] != asked:
+            raise ValueError(
+                f"{folder} was trained with {part} {held[part]}, the config has {asked}; give the "
+                "config it was trained with"
+            )
+    trained = held["vocabulary"]
     for data in held_out:
         if trained != (found := data.corpus.vocabulary.hash):
             raise ValueError(
@@ -186,10 +200,13 @@ def _complete(rows: list[dict], job: Job, settings: Settings) -> Iterator[dict]:
 def describe(corpus: Corpus) -> str:
     """What is in a corpus, in a few lines: cells, genes, what was left out and why."""
     m = corpus.manifest
-    cells = m["cells"]
+    cells, by = m["cells"], m["split_by"]
+    held_out = corpus.obs[corpus.obs["split"] == "held_out"]
+    groups = sorted(held_out[{"file": "dataset"}.get(by, by)].unique()) if by != "cell" else []
+    named = f" ({', '.join(groups)})" if groups else ""
     lines = [
         f"corpus {corpus.folder}: {cells.get('pool', 0)} training cells, "
-        f"{cells.get('held_out', 0)} held out by {m['split_by']}; "
+        f"{len(held_out)} ({len(held_out) / len(corpus.obs):.0%}) held out by {by}{named}; "
         f"{m['vocabulary']['tokens']} tokens in the vocabulary",
         f"identical count vectors: {m['identical_across_split']} training cells equal a held-out "
         f"cell and are kept from training; {m['identical_in_pool']} repeat another training cell",
@@ -234,23 +251,26 @@ def versions() -> dict[str, str]:
     return {"packages": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)}
 
 
-def _claim(workdir: pathlib.Path, settings: Settings, jobs: list[Job]) -> None:
+def _refuse_other_study(workdir: pathlib.Path, settings: Settings) -> None:
     path = workdir / MANIFEST
     if path.exists():
-        held = json.loads(path.read_text())["config_hash"]
-        if held != settings.hash():
+        content = json.loads(path.read_text())
+        held, now = content["settings"], json.loads(json.dumps(dataclasses.asdict(settings)))
+        differences = dict(sorted(set(_flat(held)) ^ set(_flat(now))))
+        if differences:
             raise ValueError(
-                f"{workdir} holds a study of another config ({held}, now {settings.hash()}); give "
-                "another --workdir or remove the folder"
+                f"{workdir} holds a study of another config, which differs in "
+                f"{', '.join(differences)}; give another --workdir or remove the folder"
             )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = {
-        "config_hash": settings.hash(),
-        "settings": dataclasses.asdict(settings),
-        "jobs": [dataclasses.asdict(job) for job in jobs],
-    }
-    _write(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+
+
+def _flat(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """[("train.steps", "400"), ...], named as in a config."""
+    found = []
+    for name, value in settings.items():
+        inner = prefix if name == "run" else f"{prefix}{name}."
+        found += _flat(value, inner) if isinstance(value, dict) else [(prefix + name, repr(value))]
+    return found
 
 
 def _write_hparams(table: pd.DataFrame, settings: Settings, workdir: pathlib.Path) -> None:

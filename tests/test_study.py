@@ -97,7 +97,7 @@ def test_second_run_does_nothing_again(done, monkeypatch):
 def test_other_settings_in_the_folder_are_refused(done):
     config = small_config()
     config.train.learning_rate = 0.5
-    with pytest.raises(ValueError, match="another config"):
+    with pytest.raises(ValueError, match="another config, which differs in train.learning_rate;"):
         study.run(Settings.from_config(config), done[0])
 
 
@@ -199,6 +199,35 @@ def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):
         study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)
 
 
+def test_a_refused_start_does_not_lock_the_folder(tmp_path):
+    config = small_config()
+    config.data.cell_type = "label"
+    with pytest.raises(ValueError, match="no column 'label'"):
+        study.run(Settings.from_config(config), tmp_path)
+    study._refuse_other_study(tmp_path, Settings.from_config(small_config()))
+    assert [p.name for p in tmp_path.iterdir()] == ["simulated.h5ad"]
+
+
+def test_a_run_of_another_model_is_not_scored(done):
+    config = small_config()
+    config.model.activation = "gelu"
+    settings = Settings.from_config(config)
+    with pytest.raises(ValueError, match="was trained with model .*relu.*gelu"):
+        study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, [])
+    with pytest.raises(ValueError, match="give the folder of a trained run"):
+        study.evaluate_run(done[0] / "nothing", settings.run, [])
+
+
+def test_cells_too_few_for_a_probe_get_a_note_instead_of_a_score(done):
+    corpus = Corpus.open(done[0] / "corpus")
+    settings = Settings.from_config(small_config()).evaluate
+    four = np.flatnonzero(corpus.obs["split"] == "held_out")[:4]
+    rows = scores.HeldOut(corpus, "few", four, settings).embedding_rows(np.eye(4, 3))
+    assert {row["value"] for row in rows} == {None}
+    said = {row["task"]: row["note"] for row in rows}
+    assert "to fit on" in said["cell_types"] and "15 needed" in said["batch_mixing"]
+
+
 def test_runs_too_short_to_see_all_their_cells_are_refused(tmp_path):
     config = small_config()
     config.train.steps = 24
@@ -249,7 +278,7 @@ def test_contradictions_are_refused_before_anything_is_computed(field, value, me
         Settings.from_config(config)
 
 
-def test_manifest_is_written_first_and_names_every_job(done):
+def test_manifest_names_every_job(done):
     manifest = json.loads((done[0] / "study.json").read_text())
     assert [job["name"] for job in manifest["jobs"]] == [
         "untrained-s0", "baselines-n50-s0", "mlm-n50-s0", "cab-n50-s0",

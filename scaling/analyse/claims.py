@@ -197,7 +197,7 @@ def _unanimous(signs, wanted: int) -> str:
 
 def _evidence(parts, start: str) -> str:
     if not parts:
-        return "The table holds no matched runs for it (two sizes, the models and the score)."
+        return "The table holds no values for it (both models, two sizes; see the notes on scores)."
     return f"{start}: " + "; ".join(parts) + "."
 
 
@@ -278,15 +278,23 @@ def _at_largest(table, task, score, model, read_from="") -> float | None:
 def _floor_line(table) -> str:
     names = {"mlm": "mlm", "cab": "cab", "untrained": "untrained",
              "most_frequent": "most frequent gene", "copy_input": "copied input"}  # fmt: skip
-    words = []
+    words, values = [], {}
     for model, name in names.items():
         read_from = READ_FROM.get(model, "P")
         value = _at_largest(table, "masked_genes", "accuracy", model, read_from)
         if value is not None:
+            values[model] = value
             reading = f" (from {read_from})" if model in READ_FROM else ""
             words.append(f"{name}{reading} {value:.3f}")
     start = "Masked accuracy at the largest size, mean over data sets: "
-    return start + ", ".join(words) + "." if words else ""
+    trained = [values[model] for model in READ_FROM if model in values]
+    caution = ""
+    if trained and max(trained) <= values.get("most_frequent", -1):
+        caution = (
+            " NO TRAINED MODEL BEATS THE MOST FREQUENT GENE: these runs are too short or too small "
+            "to judge scale or objectives by."
+        )
+    return start + ", ".join(words) + "." + caution if words else ""
 
 
 def _baseline_line(table) -> str:

@@ -32,7 +32,7 @@ SCORES = {  # title and unit of each panel
     "accuracy": ("Accuracy", "share of masked genes"),
     "repeat_unmasked": ("Predictions already in the cell", "share of predictions"),
     "repeat_masked": ("Predictions made again", "share of predictions"),
-    "repeat": ("All repeated predictions", "share of predictions"),
+    "repeat": ("All repeated predictions", "sum of the two shares, 0 to 2"),
     "uniqueness": ("Genes predicted just once", "share of predictions"),
     "coverage": ("Coverage of genes", "genes predicted / present"),
     "entropy_ratio": ("Diversity of predicted genes", "entropy / that of the truth"),
@@ -51,7 +51,7 @@ SCORES = {  # title and unit of each panel
 TASKS = {
     "masked_genes": "Masked genes",
     "cell_types": "Cell types",
-    "batch_mixing": "Batch mixing",
+    "batch_mixing": "Clusters and batch mixing",
 }
 
 

@@ -71,6 +71,8 @@ def write_report(
         "<h2>Scores against data size</h2>",
         _convergence(table),
         _fit_notice(fits),
+        _missing(table),
+        _split_notes(table),
         *[_figure(figure) for figure in figures],
         "<h2>Scores at the largest size</h2>",
         "<p>Mean over seeds ± their standard deviation; the best value is underlined. Masked "
@@ -122,7 +124,11 @@ def _convergence(table) -> str:
     )
     late = runs[runs["converged"] == False]  # noqa: E712 (None is neither)
     if late.empty:
-        return "<p>No run is marked as not converged.</p>"
+        return (
+            "<p>No run is marked as not converged: over the last tenth of each run the held-out "
+            "loss fell by 1 % at most. With a learning rate that decays to zero this says little "
+            "about what longer runs would reach.</p>"
+        )
     names = ", ".join(
         f"{model} at {cells:,.0f} cells ({len(part)})"
         for (model, cells), part in late.groupby(["model", "cells"])
@@ -144,6 +150,30 @@ def _fit_notice(fits) -> str:
         f'<p class="flag"><b>{all_of_them}</b> ({len(missing)} of {len(fits)}): '
         f"{html.escape('; '.join(reasons))}. Thin lines join the means instead.</p>"
     )
+
+
+def _missing(table) -> str:
+    empty = table[table["value"].isna() & (table["note"] != "")]
+    if empty.empty:
+        return ""
+    parts = empty.groupby(["dataset", "note"])["score"].agg(lambda names: sorted(set(names)))
+    lines = "".join(
+        f"<li>{html.escape(': '.join([dataset, ', '.join(names), note]))}</li>"
+        for (dataset, note), names in parts.items()
+    )
+    return f'<p class="flag">Scores that these cells cannot give:</p><ul>{lines}</ul>'
+
+
+def _split_notes(table) -> str:
+    scored = table[(table["task"] == "cell_types") & (table["note"] != "")]
+    notes = scored[scored["value"].notna()].drop_duplicates(["dataset", "note"])
+    if notes.empty:
+        return ""
+    lines = "".join(
+        f"<li>{html.escape(row.dataset)}: {html.escape(row.note)}</li>"
+        for row in notes.itertuples()
+    )
+    return f"<p>How the cell-type probes were fitted and tested:</p><ul>{lines}</ul>"
 
 
 def _figure(figure) -> str:

@@ -23,7 +23,10 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
         table[column] = table[column].astype(object).where(table[column].notna(), "")
     for column in ("value", "cells", "tokens", "exposures", *SEEDS):
         table[column] = pd.to_numeric(table[column]).astype(float)
-    return table
+    if np.isinf(table["value"]).any():
+        raise ValueError("the scores table holds infinite values; leave those rows out")
+    # A table that was joined with itself holds no more evidence than once.
+    return table.drop_duplicates([*KEY, *SEEDS, "cells", "exposures", "value"], ignore_index=True)
 
 
 def trend(x, y, level: float = 0.95) -> dict:

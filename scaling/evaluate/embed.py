@@ -72,7 +72,7 @@ def embed_file(
     ids: np.ndarray,
     out: pathlib.Path,
     name: str,
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
 
     Cells without a gene of the vocabulary get NaN. The input stays as it is.
@@ -86,17 +86,22 @@ def embed_file(
       name: of the embedding.
 
     Returns:
-      float32 [cells, D].
+      The embeddings, float32 [cells, D]; the share of the file's counts in the vocabulary.
 
     Raises:
       ValueError: the copy exists, or the file has no gene of the vocabulary.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists; remove it or name another --out")
+    if out.exists() or not out.parent.is_dir():
+        state = "exists" if out.exists() else "lies in a folder that does not exist"
+        raise ValueError(f"{out} {state}; name another --out")
+    if not name or "/" in name:
+        raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
 
     embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
+    known, covered, total = np.isin(ids.astype(str), vocabulary.genes), 0.0, 0.0
     with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
-        for rows, _, tokens, lengths in build.encode(source, ids, vocabulary):
+        for rows, counts, tokens, lengths in build.encode(source, ids, vocabulary):
+            covered, total = covered + counts[:, known].sum(), total + counts.sum()
             block = np.full((len(rows), model.length), PAD, np.int32)
             for k, cell in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
                 block[k, : len(cell)] = cell[: model.length]
@@ -118,4 +123,4 @@ def embed_file(
         partial.rename(out)
     finally:
         partial.unlink(missing_ok=True)
-    return embedding
+    return embedding, float(covered / max(total, 1))

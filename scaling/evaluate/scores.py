@@ -110,6 +110,10 @@ class HeldOut:
         except ValueError as reason:  # no labels: the score says so
             return dict.fromkeys(names, (None, str(reason))), 0
         labels = self._obs["cell_type"].to_numpy()
+        types = len(set(labels[fit]))
+        if types < 2 or len(fit) < cell_types.NEIGHBOURS or not len(test):
+            note = f"{how}: {len(fit)} cells of {types} types to fit on, {len(test)} to test on"
+            return dict.fromkeys(names, (None, note)), 0
         found = cell_types.probe(
             embedding_NxD[fit], labels[fit], embedding_NxD[test], labels[test],
             seed=self._settings.seed,
@@ -118,9 +122,10 @@ class HeldOut:
 
     def _batch_mixing(self, embedding_NxD) -> tuple[dict, int]:
         known = ((self._obs["cell_type"] != "") & (self._obs["batch"] != "")).to_numpy()
-        if not known.any():
+        if known.sum() < batch_mixing.NEIGHBOURS:
+            note = f"{known.sum()} cells have a label and a batch, {batch_mixing.NEIGHBOURS} needed"
             names = (*batch_mixing.BIOLOGY, "avg_bio", *batch_mixing.BATCH, "average_batch_score")
-            return dict.fromkeys(names, (None, "no cell has a label and a batch")), 0
+            return dict.fromkeys(names, (None, note)), 0
         if self._before is None:  # 50 components of the expression itself, as PCR compares them
             pca = baselines.fit_pca(self.counts[known], self.totals[known])
             self._before = baselines.apply_pca(pca, self.counts[known], self.totals[known])
