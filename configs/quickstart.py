@@ -10,7 +10,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A two-layer encoder that sees 3,200 cells in every run, however many of them are unique."""
+    """A two-layer encoder that sees 2,560 cells in every run, however many of them are unique."""
     config = default.get_config()
     config.simulation.cells = 5_000
     config.simulation.genes = 1_000
@@ -21,11 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.feed_forward = 128
     config.model.length = 128
     config.model.dropout = 0.0
-    config.train.steps = 400
+    config.train.steps = 320
     config.train.epochs = 0.0
     config.train.batch = 8
     config.train.learning_rate = 2e-3
-    config.train.checkpoint_every = 200
-    config.evaluate.cells = 400
-    config.study.sizes = (100, 320, 1_000, 3_200)
+    config.train.checkpoint_every = 160
+    config.evaluate.cells = 300
+    config.study.sizes = (100, 300, 900, 2_500)
     return config
