@@ -107,6 +107,16 @@ def test_verdicts_are_those_that_were_simulated(rows):
     assert sorted(verdicts) == list(range(1, 9))
 
 
+def test_models_below_the_most_frequent_gene_judge_nothing(rows):
+    floored = rows.copy()
+    floored.loc[floored["model"] == "most_frequent", "value"] = 0.99
+    verdicts = {c["verdict"] for c in judge_claims(floored)}
+    assert verdicts == {"undecided", "not tested"}
+    caution = "No trained model beats the most frequent gene"
+    assert caution in headline(floored, [], judge_claims(floored))
+    assert caution not in headline(rows, [], judge_claims(rows))
+
+
 def test_evidence_names_data_sets_and_values(rows):
     evidence = {c["number"]: c["evidence"] for c in judge_claims(rows)}
     assert "kang, mlm read from P: +0.06" in evidence[1]

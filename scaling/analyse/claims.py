@@ -29,6 +29,9 @@ CLAIMS = {
 }
 
 
+UNTRAINED = "No trained model beats the most frequent gene, so nothing is judged by these runs"
+
+
 def judge_claims(rows: pd.DataFrame) -> list[dict]:
     """One dict per claim: number, claim, verdict, evidence (words with numbers and intervals).
 
@@ -47,6 +50,10 @@ def judge_claims(rows: pd.DataFrame) -> list[dict]:
         7: _depends_less(table, CLASSES),
         8: _depends_less(table, MIXING),
     }  # fmt: skip
+    if _below_floor(table):
+        for number, (verdict, evidence) in judged.items():
+            if verdict != NOT_TESTED:
+                judged[number] = UNDECIDED, f"{UNTRAINED}. {evidence}"
     return [
         {"number": number, "claim": CLAIMS[number], "verdict": verdict, "evidence": evidence}
         for number, (verdict, evidence) in judged.items()
@@ -278,23 +285,27 @@ def _at_largest(table, task, score, model, read_from="") -> float | None:
 def _floor_line(table) -> str:
     names = {"mlm": "mlm", "cab": "cab", "untrained": "untrained",
              "most_frequent": "most frequent gene", "copy_input": "copied input"}  # fmt: skip
-    words, values = [], {}
+    words = []
     for model, name in names.items():
         read_from = READ_FROM.get(model, "P")
         value = _at_largest(table, "masked_genes", "accuracy", model, read_from)
         if value is not None:
-            values[model] = value
             reading = f" (from {read_from})" if model in READ_FROM else ""
             words.append(f"{name}{reading} {value:.3f}")
     start = "Masked accuracy at the largest size, mean over data sets: "
-    trained = [values[model] for model in READ_FROM if model in values]
-    caution = ""
-    if trained and max(trained) <= values.get("most_frequent", -1):
-        caution = (
-            " NO TRAINED MODEL BEATS THE MOST FREQUENT GENE: these runs are too short or too small "
-            "to judge scale or objectives by."
-        )
+    caution = f" {UNTRAINED}: train longer, or a larger model." if _below_floor(table) else ""
     return start + ", ".join(words) + "." + caution if words else ""
+
+
+def _below_floor(table) -> bool:
+    """Whether even the best trained model predicts no better than the most frequent gene."""
+    floor = _at_largest(table, "masked_genes", "accuracy", "most_frequent")
+    trained = [
+        value
+        for model, read_from in READ_FROM.items()
+        if (value := _at_largest(table, "masked_genes", "accuracy", model, read_from)) is not None
+    ]
+    return floor is not None and bool(trained) and max(trained) <= floor
 
 
 def _baseline_line(table) -> str:
