@@ -7,7 +7,6 @@ from absl import flags
 
 from experiments.launch import launch
 from scaling import study
-from scaling.corpus.shards import Corpus
 from scaling.evaluate import scores
 from scaling.settings import Settings
 
@@ -17,10 +16,7 @@ CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Scores the last checkpoint on the corpus's held-out cells; JSON lines."""
-    if CORPUS.value:
-        corpus = Corpus.open(pathlib.Path(CORPUS.value))
-    else:
-        corpus = study.corpus_of(settings, workdir)
+    corpus = study.corpus_of(settings, workdir, CORPUS.value)
     held_out = [
         scores.HeldOut(corpus, name, rows, settings.evaluate)
         for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()

@@ -7,7 +7,6 @@ from absl import flags
 
 from experiments.launch import launch
 from scaling import study
-from scaling.corpus.shards import Corpus
 from scaling.pretrain import loop
 from scaling.settings import Settings
 
@@ -16,10 +15,7 @@ CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Trains into workdir/run, on a given corpus or on workdir/corpus."""
-    if CORPUS.value:
-        corpus = Corpus.open(pathlib.Path(CORPUS.value))
-    else:
-        corpus = study.corpus_of(settings, workdir)
+    corpus = study.corpus_of(settings, workdir, CORPUS.value)
     return json.dumps(loop.pretrain(settings.run, corpus, workdir / "run"), indent=1)
 
 

@@ -36,8 +36,10 @@ class Job:
     seed: int
 
 
-def corpus_of(settings: Settings, workdir: pathlib.Path) -> Corpus:
-    """Builds the corpus of a config; simulates its cells where no file is named."""
+def corpus_of(settings: Settings, workdir: pathlib.Path, built: str | None = None) -> Corpus:
+    """Opens a built corpus, or builds that of a config; simulates cells where no file is named."""
+    if built:
+        return Corpus.open(pathlib.Path(built))
     data = settings.data
     if not data.h5ad:
         simulated = workdir / "simulated.h5ad"
