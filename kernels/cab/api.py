@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.cab import blocked, reference
+from kernels.cab import blocked, passes, reference
 
 IMPLEMENTATIONS = {"reference": reference, "blocked": blocked}
 
@@ -72,9 +72,13 @@ def cab_loss(
         raise ValueError(f"variant {variant!r}; there are 'recalibrated' and 'plain'")
     if similarity not in ("cosine", "dot", "none"):
         raise ValueError(f"similarity {similarity!r}; there are 'cosine', 'dot' and 'none'")
-    cross_entropy, pair_sum, top_p, top_q = _module(implementation).cab(
-        hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, variant, similarity
-    )
+    arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
+    module = _module(implementation)
+    if module is reference:
+        found = reference.cab(*arrays, variant, similarity)
+    else:
+        found = passes.cab(passes.Cut(module, variant, similarity, None), *arrays)
+    cross_entropy, pair_sum, top_p, top_q = found
     return CabLoss(cross_entropy, pair_sum, *_counts(labels_BxM, cross_entropy), top_p, top_q)
 
 
@@ -88,9 +92,12 @@ def masked_lm_loss(
 ) -> CabLoss:
     """The plain masked language model: `cab_loss` without blocking and without similarity."""
     _check(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
-    cross_entropy, top_p = _module(implementation).masked_lm(
-        hidden_BxMxD, embedding_VxD, bias_V, labels_BxM
-    )
+    arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM
+    module = _module(implementation)
+    if module is reference:
+        cross_entropy, top_p = reference.masked_lm(*arrays)
+    else:
+        cross_entropy, top_p = passes.masked_lm(passes.Cut(module, "plain", "none", None), *arrays)
     zero = jnp.zeros_like(cross_entropy)
     return CabLoss(cross_entropy, zero, *_counts(labels_BxM, cross_entropy), top_p, top_p)
 

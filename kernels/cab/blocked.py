@@ -1,34 +1,22 @@
-"""Hidden states at masked slots -> losses, one block of the vocabulary at a time.
+"""The passes in plain XLA: a scan over blocks of the vocabulary, inside it one over the slots.
 
-No array of B x M x V ever exists: every pass recomputes the logits of a block from the hidden
-states, and the backward pass is written by hand, so that what is kept beside inputs and gradients
-is O(B M block). The passes over the vocabulary (arrays inside are M x B x W, W genes of a block,
-rows first because the blocking is a recurrence over rows):
-
-forward   1 normaliser of P, true gene's logit, top P   2 normaliser and norm of Q, top Q
-          3 similarity of each row to all others
-backward  4 sum_v P dP, which the softmax's gradient needs   5 gradients
-
-With c_i = C_i(v), c_{i+1} = c_i (1 - P_i), and l_i the gradient of the loss by c_i:
-  dP_i = c_i (dq_i - l_{i+1})        l_i = P_i dq_i + (1 - P_i) l_{i+1}
-where q_i = P_i c_i and dq_i is the loss's gradient by q_i. The recurrence divides by nothing, so
-it holds for P = 1 too.
+Arrays inside are M x B x W, W genes of a block: slots first, because blocking is a recurrence over
+them. What is kept beside inputs and gradients is O(B M W), and B M M for the Gram matrix.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kernels.cab.reference import LOG_FLOOR, NORM_FLOOR
+from kernels.cab.passes import SMALLEST, Assigned, Rows, Softmax
 
-BLOCK = 512  # genes of a block, at most: a row block that stays in a core's cache
-SMALLEST = 1e-30  # q below it stands in rows whose sum or norm is clamped
+BLOCK = 512  # genes of a block, at most
+STRIP = 128  # slots of the Gram matrix that are multiplied at once
 
 
 class _Blocks(NamedTuple):
-    """Embedding, bias, first gene and (for CAB) the known genes, cut along the vocabulary."""
+    """Embedding, bias, first gene and (for CAB) the unknown genes, cut along the vocabulary."""
 
     embedding_KxWxD: jax.Array
     bias_KxW: jax.Array
@@ -36,162 +24,204 @@ class _Blocks(NamedTuple):
     unknown_KxBxW: jax.Array | None
 
 
-class _Rows(NamedTuple):
-    """What the passes learn about each masked slot, all M x B."""
+def softmax(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, first) -> Softmax:
+    """See `passes`: of each slot the gene with the highest logit, that logit, and the rest."""
+    hidden_MxBxD, label = jnp.swapaxes(hidden_BxMxD, 0, 1), labels_BxM.T
+    blocks = _cut(embedding_VxD, bias_V, None, first)
 
-    label: jax.Array
-    log_normaliser: jax.Array  # of P
-    total: jax.Array  # max(sum q, 1e-18)
-    total_free: jax.Array  # not clamped
-    true: jax.Array  # q at the true gene
-    divisor: jax.Array  # what a row of q is divided by for the similarity
-    divisor_free: jax.Array  # not clamped
-    alike: jax.Array  # similarity of the row to all others of its cell
+    def update(carry, block):
+        top, peak, rest, true = carry
+        x = _logits(hidden_MxBxD, block)
+        peak_here, top_here = _highest(x, block)
+        rest_here = jnp.where(_is(top_here, block), 0.0, jnp.exp(x - peak_here[..., None])).sum(-1)
+        true += _at(label, x, block)
+        higher = jnp.maximum(peak, peak_here)
+        behind = jnp.exp(jnp.minimum(peak, peak_here) - higher)
+        is_here = peak_here > peak
+        rest = jnp.where(is_here, rest_here + (1 + rest) * behind, rest + (1 + rest_here) * behind)
+        return (jnp.where(is_here, top_here, top), higher, rest, true), None
 
-
-def masked_lm(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):
-    """See `api.masked_lm_loss`. Returns (cross entropy, top P)."""
-    return _masked_lm(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
-
-
-def cab(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, variant, similarity):
-    """See `api.cab_loss`. Returns (cross entropy, pairs, top P, top Q)."""
-    return _cab(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, variant, similarity)
-
-
-@jax.custom_vjp
-def _masked_lm(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):
-    return _masked_lm_forward(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)[0]
+    dtype = _accumulate(hidden_BxMxD)
+    start = (
+        jnp.zeros(label.shape, jnp.int32), jnp.full(label.shape, jnp.finfo(dtype).min, dtype),
+        jnp.zeros(label.shape, dtype), jnp.zeros(label.shape, dtype),
+    )
+    found, _ = _scan(update, start, blocks, hidden_BxMxD, labels_BxM)
+    return Softmax(*(a.T for a in found))
 
 
-def _masked_lm_forward(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):
-    hidden_MxBxD, label = _by_row(hidden_BxMxD, labels_BxM)
-    blocks = _cut(embedding_VxD, bias_V, None)
-    log_normaliser, true_logit, top = _normaliser(hidden_MxBxD, blocks, label)
-    log_P = true_logit - log_normaliser
-    outputs = _clamped_nll(jnp.exp(log_P), log_P, label), top.T
-    return outputs, (hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, log_normaliser, log_P)
+def assignment(
+    hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, first, known_BxV, rows: Rows, gram: bool
+) -> Assigned:
+    """See `passes`: sums of q, its highest gene, and the Gram matrix where it is asked for."""
+    hidden_MxBxD, rows = jnp.swapaxes(hidden_BxMxD, 0, 1), _by_slot(rows)
+    blocks = _cut(embedding_VxD, bias_V, known_BxV, first)
 
-
-def _masked_lm_backward(saved, cotangents):
-    hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, log_normaliser, log_P = saved
-    hidden_MxBxD, label = _by_row(hidden_BxMxD, labels_BxM)
-    blocks = _cut(embedding_VxD, bias_V, None)
-    weight = jnp.where((label >= 0) & (jnp.exp(log_P) > LOG_FLOOR), cotangents[0], 0.0)
-
-    def gradient(block):
-        P = jnp.exp(_logits(hidden_MxBxD, block) - log_normaliser[..., None])
-        return weight[..., None] * (P - _is_label(label, block))
-
-    grads = _gradients(hidden_MxBxD, blocks, gradient, embedding_VxD, bias_V)
-    return *grads, None
-
-
-_masked_lm.defvjp(_masked_lm_forward, _masked_lm_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _cab(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, variant, similarity):
-    arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
-    return _cab_forward(*arrays, variant, similarity)[0]
-
-
-def _cab_forward(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, variant, similarity):
-    hidden_MxBxD, label = _by_row(hidden_BxMxD, labels_BxM)
-    blocks = _cut(embedding_VxD, bias_V, known_BxV)
-    log_normaliser, true_logit, top_p = _normaliser(hidden_MxBxD, blocks, label)
-    zero = jnp.zeros_like(log_normaliser)
-
-    def sums(carry, block):
-        total, square, true, best, top = carry
-        P, c = _blocking(hidden_MxBxD, block, label, log_normaliser)
-        q = P * c
-        before = jnp.maximum(best, SMALLEST)
-        best, top = _better(best, top, q, block)
-        # Squares of q / max q: those of q itself underflow where known genes hold nearly all of P.
-        scale = jnp.maximum(best, SMALLEST)
-        part = q * (1.0 / scale)[..., None]
-        square = square * (before / scale) ** 2 + (part * part).sum(-1)
-        true += jnp.where(_is_label(label, block), q, 0.0).sum(-1)
-        return (total + q.sum(-1), square, true, best, top), None
-
-    start = zero, zero, zero, zero - 1, jnp.zeros(label.shape, jnp.int32)
-    (total, square, true, best, top_q), _ = jax.lax.scan(sums, start, blocks)
-    total_free = total > LOG_FLOOR
-    total = jnp.where(total_free, total, LOG_FLOOR)
-    divisor, divisor_free = total, total_free
-    if similarity == "cosine":
-        norm = jnp.sqrt(square) * jnp.maximum(best, SMALLEST)
-        divisor_free = norm > NORM_FLOOR * total
-        divisor = jnp.where(divisor_free, norm, NORM_FLOOR * total)
-    rows = _Rows(label, log_normaliser, total, total_free, true, divisor, divisor_free, zero)
-    if similarity != "none":
-        alike, _ = jax.lax.scan(
-            lambda alike, block: (alike + _alike(hidden_MxBxD, block, rows), None), zero, blocks
+    def update(carry, block):
+        true, other, best, top, products = carry
+        P, u = _probabilities(hidden_MxBxD, block, rows)
+        _, q = jax.lax.scan(
+            lambda c, row: (c * row[1], c * row[0]), block.unknown_KxBxW.astype(P.dtype), (P, u)
         )
-        rows = rows._replace(alike=alike)
-    log_P = true_logit - log_normaliser
-    if variant == "recalibrated":
-        Q = true / total
-        cross_entropy = _clamped_nll(Q, jnp.log(jnp.maximum(Q, LOG_FLOOR)), label)
-    else:
-        cross_entropy = _clamped_nll(jnp.exp(log_P), log_P, label)
-    outputs = cross_entropy, rows.alike.sum() / 2, top_p.T, top_q.T
-    return outputs, (hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, rows, log_P)
+        true += _at(rows.label, q, block)
+        other += jnp.where(_is(rows.label, block), 0.0, q).sum(-1)
+        best_here, top_here = _highest(q, block)
+        top = jnp.where(best_here > best, top_here, top)
+        higher = jnp.maximum(best, best_here)
+        if gram:
+            # Of q / its highest: q itself underflows where known genes hold nearly all of P.
+            scale = jnp.maximum(higher, SMALLEST)
+            shrink = (jnp.maximum(best, SMALLEST) / scale).T
+            part_BxMxW = jnp.swapaxes(q * (1 / scale)[..., None], 0, 1)
+            products = [
+                _strip(part_BxMxW, end) + strip * shrink[:, end - strip.shape[1] : end, None]
+                * shrink[:, None, :end]
+                for strip, end in zip(products, ends, strict=True)
+            ]
+        return (true, other, higher, top, products), None
+
+    zero = jnp.zeros_like(rows.peak)
+    slots, cells = zero.shape
+    ends = [*range(STRIP, slots, STRIP), slots]
+    products = [jnp.zeros((cells, (end - 1) % STRIP + 1, end), zero.dtype) for end in ends]
+    start = zero, zero, zero - 1, jnp.zeros(zero.shape, jnp.int32), products if gram else None
+    found, _ = _scan(update, start, blocks, hidden_BxMxD, labels_BxM, known_BxV)
+    return Assigned(*(a.T for a in found[:4]), _whole(found[4], slots) if gram else None)
 
 
-def _cab_backward(variant, similarity, saved, cotangents):
-    hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV, rows, log_P = saved
-    hidden_MxBxD, label = _by_row(hidden_BxMxD, labels_BxM)
-    blocks = _cut(embedding_VxD, bias_V, known_BxV)
-    real = label >= 0
-    on_q = on_p = jnp.zeros_like(log_P)
-    if variant == "recalibrated":
-        on_q = jnp.where(real & (rows.true / rows.total > LOG_FLOOR), cotangents[0], 0.0)
-    else:
-        on_p = jnp.where(real & (jnp.exp(log_P) > LOG_FLOOR), cotangents[0], 0.0)
+def _strip(part_BxMxW, end: int):
+    """Products of the slots of one strip with those up to its end: the lower triangle is enough."""
+    first = (end - 1) // STRIP * STRIP
+    return jnp.einsum(
+        "biw,bjw->bij", part_BxMxW[:, first:end], part_BxMxW[:, :end],
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=part_BxMxW.dtype,
+    )
 
-    def through_blocking(block):
-        """P and P dP of a block, without what the plain cross-entropy adds."""
-        P, c = _blocking(hidden_MxBxD, block, label, rows.log_normaliser)
-        is_label = _is_label(label, block)
-        true = jnp.where(on_q != 0, rows.true, 1.0)
-        dq = jnp.where(is_label, -(on_q / true)[..., None], 0.0)
-        dq += jnp.where(rows.total_free, on_q / rows.total, 0.0)[..., None]
+
+def _whole(strips, slots: int):
+    """The symmetric matrix of which the strips hold the lower triangle."""
+    padded = [jnp.pad(strip, ((0, 0), (0, 0), (0, slots - strip.shape[2]))) for strip in strips]
+    lower = jnp.tril(jnp.concatenate(padded, 1))
+    return lower + jnp.swapaxes(jnp.tril(lower, -1), 1, 2)
+
+
+def weights(
+    hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, first, known_BxV, rows: Rows, similarity: str
+):
+    """See `passes`: of each slot, B x M, the sum of G at its highest gene and elsewhere."""
+    hidden_MxBxD, rows = jnp.swapaxes(hidden_BxMxD, 0, 1), _by_slot(rows)
+    blocks = _cut(embedding_VxD, bias_V, known_BxV, first)
+
+    def update(carry, block):
+        G, _, _ = _chain(hidden_MxBxD, block, rows, similarity)
+        is_top = _is(rows.top, block)
+        at_top, elsewhere = carry
+        elsewhere += jnp.where(is_top, 0.0, G).sum(-1)
+        return (at_top + _at(rows.top, G, block), elsewhere), None
+
+    zero = jnp.zeros_like(rows.peak)
+    found, _ = _scan(update, (zero, zero), blocks, hidden_BxMxD, labels_BxM, known_BxV)
+    return tuple(a.T for a in found)
+
+
+def gradients(
+    hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, first, known_BxV, rows: Rows,
+    at_top_BxM, elsewhere_BxM, similarity: str,
+):
+    """See `passes`: gradients by hidden states, embedding and bias, in the accumulating type.
+
+    `known_BxV` is None for the plain masked language model.
+    """
+    hidden_MxBxD, rows = jnp.swapaxes(hidden_BxMxD, 0, 1), _by_slot(rows)
+    blocks = _cut(embedding_VxD, bias_V, known_BxV, first)
+    dtype = _accumulate(hidden_BxMxD)
+
+    def update(d_hidden, block):
+        if known_BxV is None:
+            P, u = _probabilities(hidden_MxBxD, block, rows)
+            d_logits = 0.0
+        else:
+            G, P, u = _chain(hidden_MxBxD, block, rows, similarity)
+            at_top, elsewhere = at_top_BxM.T[..., None], elsewhere_BxM.T[..., None]
+            d_logits = jnp.where(
+                _is(rows.top, block), G * u - P * elsewhere, G - P * (at_top + elsewhere)
+            )
+        d_logits += rows.on_p[..., None] * jnp.where(_is(rows.label, block), -u, P)
+        low = d_logits.astype(hidden_MxBxD.dtype)
+        d_hidden += jnp.einsum(
+            "mbw,wd->mbd", low, block.embedding_KxWxD, preferred_element_type=dtype
+        )
+        # D x W, not W x D: the product then needs no transposed copy of the large operand.
+        d_embedding = jnp.einsum("mbd,mbw->dw", hidden_MxBxD, low, preferred_element_type=dtype)
+        return d_hidden, (d_embedding, d_logits.sum((0, 1)))
+
+    start = jnp.zeros(hidden_MxBxD.shape, dtype)
+    d_hidden, (d_embedding_KxDxW, d_bias) = _scan(
+        update, start, blocks, hidden_BxMxD, labels_BxM, known_BxV
+    )
+    d_embedding = jnp.swapaxes(d_embedding_KxDxW, 1, 2).reshape(-1, embedding_VxD.shape[1])
+    return (
+        jnp.swapaxes(d_hidden, 0, 1),
+        d_embedding[: len(bias_V)],
+        d_bias.reshape(-1)[: len(bias_V)],
+    )
+
+
+def _chain(hidden_MxBxD, block: _Blocks, rows: Rows, similarity: str):
+    """G, P and u of a block: forwards over the slots for q, backwards for what comes of it."""
+    P, u = _probabilities(hidden_MxBxD, block, rows)
+    unknown = block.unknown_KxBxW.astype(P.dtype)
+    is_label = _is(rows.label, block)
+    at_label, beside, scale, weight, along = (
+        a[..., None] for a in (rows.at_label, rows.beside, rows.scale, rows.weight, rows.along)
+    )
+
+    def forwards(carry, slot):
+        c, earlier = carry
+        P, u, scale = slot
+        q = c * P
+        return (c * u, earlier + q * scale), (q, earlier)
+
+    def backwards(carry, slot):
+        later, w_later = carry
+        q, earlier, P, u, is_label, at_label, beside, scale, weight, along = slot
+        w = jnp.where(is_label, at_label, q * beside)
         if similarity != "none":
-            row = P * c / rows.divisor[..., None]
-            others = _others(row)
-            along = jnp.where(rows.divisor_free, rows.alike, 0.0)[..., None]
+            row = q * scale
             toward = row if similarity == "cosine" else 1.0
-            scale = jnp.where(real, cotangents[1] / rows.divisor, 0.0)[..., None]
-            dq += scale * (others - along * toward)
-        return P, P * c * (dq - _later_gradient(P, dq)), is_label
+            w += weight * row * (earlier + later - along * toward)
+            later += row
+        return (later, w_later + w), w - P / u * w_later
 
-    def weighted(total, block):
-        return total + through_blocking(block)[1].sum(-1), None
-
-    mean, _ = jax.lax.scan(weighted, jnp.zeros_like(log_P), blocks)
-
-    def gradient(block):
-        P, P_dP, is_label = through_blocking(block)
-        return P_dP + (on_p - mean)[..., None] * P - jnp.where(is_label, on_p[..., None], 0.0)
-
-    grads = _gradients(hidden_MxBxD, blocks, gradient, embedding_VxD, bias_V)
-    return *grads, None, None
+    zero = jnp.zeros_like(unknown)
+    _, (q, earlier) = jax.lax.scan(forwards, (unknown, zero), (P, u, scale))
+    slots = q, earlier, P, u, is_label, at_label, beside, scale, weight, along
+    _, G = jax.lax.scan(backwards, (zero, zero), slots, reverse=True)
+    return G, P, u
 
 
-_cab.defvjp(_cab_forward, _cab_backward)
+def _probabilities(hidden_MxBxD, block: _Blocks, rows: Rows):
+    """P and u = 1 - P of a block."""
+    x = _logits(hidden_MxBxD, block)
+    P = jnp.exp(x - rows.peak[..., None]) * rows.inverse[..., None]
+    return P, jnp.where(_is(rows.top, block), rows.left[..., None], 1.0 - P)
 
 
-def _by_row(hidden_BxMxD, labels_BxM):
-    return jnp.swapaxes(hidden_BxMxD, 0, 1), labels_BxM.T
+def _logits(hidden_MxBxD, block: _Blocks):
+    dtype = _accumulate(hidden_MxBxD)
+    product = jnp.einsum(
+        "mbd,wd->mbw", hidden_MxBxD, block.embedding_KxWxD, preferred_element_type=dtype
+    )
+    return product + block.bias_KxW.astype(dtype)
 
 
-def _cut(embedding_VxD, bias_V, known_BxV) -> _Blocks:
+def _cut(embedding_VxD, bias_V, known_BxV, first) -> _Blocks:
     """Cuts the vocabulary into equal blocks; what fills the last has probability 0."""
     genes = len(bias_V)
-    count = -(-genes // BLOCK)
-    width = -(-genes // (count * 64)) * 64 if count > 1 else genes
+    width = genes
+    if genes > BLOCK:
+        width = -(-genes // (-(-genes // BLOCK) * 64)) * 64
+    count = -(-genes // width)
     fill = count * width - genes
     embedding = jnp.pad(embedding_VxD, ((0, fill), (0, 0))).reshape(count, width, -1)
     bias = jnp.pad(bias_V, (0, fill), constant_values=-jnp.inf).reshape(count, width)
@@ -199,115 +229,47 @@ def _cut(embedding_VxD, bias_V, known_BxV) -> _Blocks:
     if known_BxV is not None:
         padded = jnp.pad(~known_BxV, ((0, 0), (0, fill)))
         unknown = jnp.swapaxes(padded.reshape(-1, count, width), 0, 1)
-    return _Blocks(embedding, bias, jnp.arange(count) * width, unknown)
+    return _Blocks(embedding, bias, first + jnp.arange(count) * width, unknown)
 
 
-def _logits(hidden_MxBxD, block: _Blocks):
-    accumulate = jnp.promote_types(hidden_MxBxD.dtype, jnp.float32)
-    product = jnp.einsum(
-        "mbd,wd->mbw", hidden_MxBxD, block.embedding_KxWxD, preferred_element_type=accumulate
-    )
-    return product + block.bias_KxW.astype(accumulate)
+def _scan(update, start, blocks: _Blocks, *inputs):
+    """`lax.scan` over blocks; `start` varies over the mesh axes that the inputs vary over."""
+    given = [a for a in (*inputs, *blocks) if a is not None]
+    axes = tuple(sorted(frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in given))))
+
+    def vary(a):
+        missing = tuple(name for name in axes if name not in jax.typeof(a).manual_axis_type.varying)
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.lax.scan(update, jax.tree.map(vary, start), blocks)
 
 
-def _is_label(label, block: _Blocks):
-    genes = block.first_K + jnp.arange(block.bias_KxW.shape[-1])
-    return label[..., None] == genes
-
-
-def _better(best, top, values, block: _Blocks):
-    """The highest value so far and its gene; the earlier gene among equals."""
+def _highest(values, block: _Blocks):
+    """The highest value and its gene; the first among equals."""
     here = values.max(-1)
     genes = jnp.arange(values.shape[-1], dtype=jnp.int32)
     # Two plain reductions: XLA's argmax on CPU is one slow loop, ten times their time.
     at = jnp.where(values == here[..., None], genes, values.shape[-1]).min(-1)
-    gene = (block.first_K + at).astype(jnp.int32)
-    return jnp.maximum(best, here), jnp.where(here > best, gene, top)
+    return here, (block.first_K + at).astype(jnp.int32)
 
 
-def _normaliser(hidden_MxBxD, blocks, label):
-    """Pass 1: log sum exp of the logits, the true gene's logit, the gene with the highest."""
-    accumulate = jnp.promote_types(hidden_MxBxD.dtype, jnp.float32)
-
-    def update(carry, block):
-        best, total, true, top = carry
-        logits = _logits(hidden_MxBxD, block)
-        higher, top = _better(best, top, logits, block)
-        total = total * jnp.exp(best - higher) + jnp.exp(logits - higher[..., None]).sum(-1)
-        true += jnp.where(_is_label(label, block), logits, 0.0).sum(-1)
-        return (higher, total, true, top), None
-
-    zero = jnp.zeros(label.shape, accumulate)
-    lowest = jnp.full(label.shape, jnp.finfo(accumulate).min, accumulate)
-    start = lowest, zero, zero, jnp.zeros(label.shape, jnp.int32)
-    (best, total, true, top), _ = jax.lax.scan(update, start, blocks)
-    return best + jnp.log(total), true, top
+def _is(gene, block: _Blocks):
+    genes = block.first_K + jnp.arange(block.bias_KxW.shape[-1])
+    return gene[..., None] == genes
 
 
-def _blocking(hidden_MxBxD, block, label, log_normaliser):
-    """P of a block, 0 in empty slots, and c, the share of each gene that earlier rows left."""
-    P = jnp.exp(_logits(hidden_MxBxD, block) - log_normaliser[..., None])
-    P = jnp.where((label >= 0)[..., None], P, 0.0)
-    _, c = jax.lax.scan(
-        lambda c, P_i: (c * (1.0 - P_i), c), block.unknown_KxBxW.astype(P.dtype), P
-    )
-    return P, c
+def _at(gene, values, block: _Blocks):
+    """The value at a gene, 0 where it is not in the block."""
+    width = values.shape[-1]
+    place = gene - block.first_K
+    inside = (place >= 0) & (place < width)
+    found = jnp.take_along_axis(values, jnp.clip(place, 0, width - 1)[..., None], -1)[..., 0]
+    return jnp.where(inside, found, 0.0)
 
 
-def _later_gradient(P, dq):
-    """l_{i+1} of every row: the gradient by c that comes from the rows after it."""
-    _, later = jax.lax.scan(
-        lambda later, row: (row[0] * row[1] + (1.0 - row[0]) * later, later),
-        jnp.zeros_like(P[0]),
-        (P, dq),
-        reverse=True,
-    )
-    return later
+def _by_slot(rows: Rows) -> Rows:
+    return jax.tree.map(jnp.transpose, rows)
 
 
-def _others(row):
-    """Sum of all other rows of a cell, without subtracting the row itself from the total."""
-    def add(total, r):
-        return total + r, total
-
-    _, earlier = jax.lax.scan(add, jnp.zeros_like(row[0]), row)
-    _, later = jax.lax.scan(add, jnp.zeros_like(row[0]), row, reverse=True)
-    return earlier + later
-
-
-def _alike(hidden_MxBxD, block, rows: _Rows):
-    P, c = _blocking(hidden_MxBxD, block, rows.label, rows.log_normaliser)
-    row = P * c / rows.divisor[..., None]
-    return (row * _others(row)).sum(-1)
-
-
-def _clamped_nll(probability, log_probability, label):
-    log = jnp.where(probability > LOG_FLOOR, log_probability, jnp.log(LOG_FLOOR))
-    return -jnp.where(label >= 0, log, 0.0).sum()
-
-
-def _gradients(hidden_MxBxD, blocks, gradient, embedding_VxD, bias_V):
-    """Pass 5: from the gradient by each block's logits to hidden states, embedding and bias."""
-    accumulate = jnp.promote_types(hidden_MxBxD.dtype, jnp.float32)
-
-    def update(d_hidden, block):
-        d_logits = gradient(block)
-        low = d_logits.astype(hidden_MxBxD.dtype)
-        d_hidden += jnp.einsum(
-            "mbw,wd->mbd", low, block.embedding_KxWxD, preferred_element_type=accumulate
-        )
-        # D x W, not W x D: the product then needs no transposed copy of the large operand.
-        d_embedding = jnp.einsum(
-            "mbd,mbw->dw", hidden_MxBxD, low, preferred_element_type=accumulate
-        )
-        return d_hidden, (d_embedding, d_logits.sum((0, 1)))
-
-    start = jnp.zeros(hidden_MxBxD.shape, accumulate)
-    d_hidden, (d_embedding_KxDxW, d_bias) = jax.lax.scan(update, start, blocks)
-    d_embedding = jnp.swapaxes(d_embedding_KxDxW, 1, 2).reshape(-1, embedding_VxD.shape[1])
-    d_embedding = d_embedding[: len(bias_V)]
-    return (
-        jnp.swapaxes(d_hidden, 0, 1).astype(hidden_MxBxD.dtype),
-        d_embedding.astype(embedding_VxD.dtype),
-        d_bias.reshape(-1)[: len(bias_V)].astype(bias_V.dtype),
-    )
+def _accumulate(hidden):
+    return jnp.promote_types(hidden.dtype, jnp.float32)
