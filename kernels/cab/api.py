@@ -1,5 +1,6 @@
 """Hidden states at masked slots -> loss sums and predicted genes; picks the implementation."""
 
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from kernels.cab import blocked, passes, reference
 
 IMPLEMENTATIONS = {"reference": reference, "blocked": blocked}
+FASTEST = {}  # by platform, where it is not `blocked`: what was measured there, see README
 
 Variant = Literal["recalibrated", "plain"]
 Similarity = Literal["cosine", "dot", "none"]
@@ -44,6 +46,7 @@ def cab_loss(
     variant: Variant = "recalibrated",
     similarity: Similarity = "cosine",
     implementation: str | None = None,
+    vocabulary_axis: str | None = None,
 ) -> CabLoss:
     """Cumulative assignment blocking (Geneformer-CAB, bioRxiv 10.1101/2025.11.04.686458).
 
@@ -61,9 +64,12 @@ def cab_loss(
       similarity: of Q_i and Q_j: cosine with rows over max(norm, 1e-12), dot product, or none.
       implementation: "reference" or "blocked"; None takes the fastest for the platform. A named
         one runs or raises; it never falls back.
+      vocabulary_axis: inside `jax.shard_map`, the mesh axis along which embedding, bias and known
+        are cut into equal parts; labels and predicted genes count over all parts.
 
     Raises:
       ValueError: unknown variant, similarity or implementation, or shapes that do not fit.
+      NotImplementedError: the named implementation cannot do what is asked for.
     """
     _check(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
     if known_BxV.shape != (len(hidden_BxMxD), len(embedding_VxD)) or known_BxV.dtype != bool:
@@ -72,12 +78,15 @@ def cab_loss(
         raise ValueError(f"variant {variant!r}; there are 'recalibrated' and 'plain'")
     if similarity not in ("cosine", "dot", "none"):
         raise ValueError(f"similarity {similarity!r}; there are 'cosine', 'dot' and 'none'")
-    arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
     module = _module(implementation)
+    arrays = _varying(
+        vocabulary_axis, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
+    )
     if module is reference:
+        _whole_vocabulary(vocabulary_axis)
         found = reference.cab(*arrays, variant, similarity)
     else:
-        found = passes.cab(passes.Cut(module, variant, similarity, None), *arrays)
+        found = passes.cab(passes.Cut(module, variant, similarity, vocabulary_axis), *arrays)
     cross_entropy, pair_sum, top_p, top_q = found
     return CabLoss(cross_entropy, pair_sum, *_counts(labels_BxM, cross_entropy), top_p, top_q)
 
@@ -89,24 +98,68 @@ def masked_lm_loss(
     labels_BxM: jax.Array,
     *,
     implementation: str | None = None,
+    vocabulary_axis: str | None = None,
 ) -> CabLoss:
     """The plain masked language model: `cab_loss` without blocking and without similarity."""
     _check(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
-    arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM
     module = _module(implementation)
+    arrays = _varying(vocabulary_axis, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
     if module is reference:
+        _whole_vocabulary(vocabulary_axis)
         cross_entropy, top_p = reference.masked_lm(*arrays)
     else:
-        cross_entropy, top_p = passes.masked_lm(passes.Cut(module, "plain", "none", None), *arrays)
+        cut = passes.Cut(module, "plain", "none", vocabulary_axis)
+        cross_entropy, top_p = passes.masked_lm(cut, *arrays)
     zero = jnp.zeros_like(cross_entropy)
     return CabLoss(cross_entropy, zero, *_counts(labels_BxM, cross_entropy), top_p, top_p)
 
 
-def _module(implementation: str | None):
-    name = "blocked" if implementation is None else implementation
+def _module(implementation: str | None) -> ModuleType:
+    name = FASTEST.get(_platform(), "blocked") if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r}; there are {sorted(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[name]
+
+
+def _platform() -> str:
+    """Of the mesh in use, which may be one that is compiled for without its hardware."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _varying(vocabulary_axis: str | None, hidden, embedding, bias, labels, known=None):
+    """The arrays, each typed as varying over the mesh axes that any of them varies over.
+
+    Inside `shard_map` this leaves it to jax to sum gradients over the devices that share an array.
+    """
+    of_slots = [hidden, labels]
+    of_genes = [embedding, bias] if known is None else [embedding, bias, known]
+    axes = frozenset().union(*(_axes(a) for a in of_slots + of_genes))
+    if vocabulary_axis is not None and not all(vocabulary_axis in _axes(a) for a in of_genes):
+        raise ValueError(
+            f"embedding, bias and known are not cut along {vocabulary_axis!r}: call this inside "
+            "jax.shard_map with that axis in their in_specs, and check_vma left on"
+        )
+
+    def vary(a, wanted):
+        missing = tuple(sorted(wanted - _axes(a)))
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    hidden, labels = (vary(a, axes - {vocabulary_axis}) for a in of_slots)
+    embedding, bias, *known = (vary(a, axes) for a in of_genes)
+    return hidden, embedding, bias, labels, *known
+
+
+def _axes(array) -> frozenset[str]:
+    return jax.typeof(array).manual_axis_type.varying
+
+
+def _whole_vocabulary(vocabulary_axis: str | None) -> None:
+    if vocabulary_axis is not None:
+        raise NotImplementedError(
+            "the reference needs the whole vocabulary; use implementation='blocked' with "
+            f"vocabulary_axis {vocabulary_axis!r}"
+        )
 
 
 def _counts(labels_BxM, like):

@@ -108,16 +108,16 @@ def _whole(strips, slots: int):
 def weights(
     hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, first, known_BxV, rows: Rows, similarity: str
 ):
-    """See `passes`: of each slot, B x M, the sum of G at its highest gene and elsewhere."""
+    """See `passes`: of each slot, B x M, the sum of s at its highest gene and elsewhere."""
     hidden_MxBxD, rows = jnp.swapaxes(hidden_BxMxD, 0, 1), _by_slot(rows)
     blocks = _cut(embedding_VxD, bias_V, known_BxV, first)
 
     def update(carry, block):
-        G, _, _ = _chain(hidden_MxBxD, block, rows, similarity)
-        is_top = _is(rows.top, block)
+        P, u, _, w_later = _chain(hidden_MxBxD, block, rows, similarity)
+        s = P / u * w_later
         at_top, elsewhere = carry
-        elsewhere += jnp.where(is_top, 0.0, G).sum(-1)
-        return (at_top + _at(rows.top, G, block), elsewhere), None
+        elsewhere += jnp.where(_is(rows.top, block), 0.0, s).sum(-1)
+        return (at_top + _at(rows.top, s, block), elsewhere), None
 
     zero = jnp.zeros_like(rows.peak)
     found, _ = _scan(update, (zero, zero), blocks, hidden_BxMxD, labels_BxM, known_BxV)
@@ -141,11 +141,12 @@ def gradients(
             P, u = _probabilities(hidden_MxBxD, block, rows)
             d_logits = 0.0
         else:
-            G, P, u = _chain(hidden_MxBxD, block, rows, similarity)
-            at_top, elsewhere = at_top_BxM.T[..., None], elsewhere_BxM.T[..., None]
-            d_logits = jnp.where(
-                _is(rows.top, block), G * u - P * elsewhere, G - P * (at_top + elsewhere)
+            P, u, w, w_later = _chain(hidden_MxBxD, block, rows, similarity)
+            at_top, elsewhere, sum_w = (
+                a[..., None] for a in (at_top_BxM.T, elsewhere_BxM.T, rows.sum_w)
             )
+            through = jnp.where(_is(rows.top, block), w_later, w_later / u - at_top) - elsewhere
+            d_logits = w - P * (sum_w + through)
         d_logits += rows.on_p[..., None] * jnp.where(_is(rows.label, block), -u, P)
         low = d_logits.astype(hidden_MxBxD.dtype)
         d_hidden += jnp.einsum(
@@ -168,7 +169,7 @@ def gradients(
 
 
 def _chain(hidden_MxBxD, block: _Blocks, rows: Rows, similarity: str):
-    """G, P and u of a block: forwards over the slots for q, backwards for what comes of it."""
+    """P, u, w and the sum of all later w of a block: over the slots forwards, then backwards."""
     P, u = _probabilities(hidden_MxBxD, block, rows)
     unknown = block.unknown_KxBxW.astype(P.dtype)
     is_label = _is(rows.label, block)
@@ -184,20 +185,20 @@ def _chain(hidden_MxBxD, block: _Blocks, rows: Rows, similarity: str):
 
     def backwards(carry, slot):
         later, w_later = carry
-        q, earlier, P, u, is_label, at_label, beside, scale, weight, along = slot
+        q, earlier, is_label, at_label, beside, scale, weight, along = slot
         w = jnp.where(is_label, at_label, q * beside)
         if similarity != "none":
             row = q * scale
             toward = row if similarity == "cosine" else 1.0
             w += weight * row * (earlier + later - along * toward)
             later += row
-        return (later, w_later + w), w - P / u * w_later
+        return (later, w_later + w), (w, w_later)
 
     zero = jnp.zeros_like(unknown)
     _, (q, earlier) = jax.lax.scan(forwards, (unknown, zero), (P, u, scale))
-    slots = q, earlier, P, u, is_label, at_label, beside, scale, weight, along
-    _, G = jax.lax.scan(backwards, (zero, zero), slots, reverse=True)
-    return G, P, u
+    slots = q, earlier, is_label, at_label, beside, scale, weight, along
+    _, (w, w_later) = jax.lax.scan(backwards, (zero, zero), slots, reverse=True)
+    return P, u, w, w_later
 
 
 def _probabilities(hidden_MxBxD, block: _Blocks, rows: Rows):
@@ -235,10 +236,10 @@ def _cut(embedding_VxD, bias_V, known_BxV, first) -> _Blocks:
 def _scan(update, start, blocks: _Blocks, *inputs):
     """`lax.scan` over blocks; `start` varies over the mesh axes that the inputs vary over."""
     given = [a for a in (*inputs, *blocks) if a is not None]
-    axes = tuple(sorted(frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in given))))
+    axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in given))
 
     def vary(a):
-        missing = tuple(name for name in axes if name not in jax.typeof(a).manual_axis_type.varying)
+        missing = tuple(sorted(axes - jax.typeof(a).manual_axis_type.varying))
         return jax.lax.pcast(a, missing, to="varying") if missing else a
 
     return jax.lax.scan(update, jax.tree.map(vary, start), blocks)

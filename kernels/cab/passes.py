@@ -11,10 +11,10 @@ softmax      t_i = argmax x_i, r_i = sum_{v != t_i} exp(x_i(v) - x_i(t_i)), so t
                where P comes within 1e-7 of 1
 assignment   q_i = P_i c_i with c_i = (1 - known) prod_{j<i} u_j; its sum at and beside the true
              gene, and the Gram matrix of the rows, which holds their lengths and their cosines
-weights      w_i = q_i dL/dq_i and, by the chain of the c's, P_i dL/dP_i = G_i with
-               G_i(v) = w_i(v) - P_i(v) / u_i(v) sum_{j>i} w_j(v)
-             and its sum over v, at t_i and elsewhere
-gradients    dL/dx_i(v) = G_i(v) - P_i(v) sum_u G_i(u), at t_i as G_i u_i - P_i sum_{u != t_i} G_i
+weights      w_i = q_i dL/dq_i and, by the chain of the c's, P_i dL/dP_i = w_i - s_i with
+               s_i(v) = P_i(v) / u_i(v) sum_{j>i} w_j(v); the sum of s_i at t_i, and elsewhere
+gradients    dL/dx_i = w_i - s_i - P_i sum_v (w_i - s_i), where sum_v w_i is known without summing
+               and, at t_i, s_i (1 - P_i) is taken as P_i sum_{j>i} w_j
              dL/dh = dL/dx e, dL/de = (dL/dx)' h
 """
 
@@ -59,7 +59,8 @@ class Rows(NamedTuple):
 
     P = exp(x - peak) * inverse; u = 1 - P, but left at gene `top`.
     w = at_label at the true gene, q * beside elsewhere, and beside the similarity's part
-    weight * row * (others - along * row), row = q * scale (for the dot product without `* row`).
+    weight * row * (others - along * row), row = q * scale (for the dot product without `* row`);
+    sum_w is its sum over all genes.
     The plain cross-entropy adds on_p * (P - [true gene]) to the gradient by the logits.
     """
 
@@ -73,6 +74,7 @@ class Rows(NamedTuple):
     scale: jax.Array
     weight: jax.Array
     along: jax.Array
+    sum_w: jax.Array
     on_p: jax.Array
 
 
@@ -102,7 +104,7 @@ def _masked_lm_backward(cut, saved, cotangents):
     rows = _rows(softmax, arrays[3])
     free = _nll_of_p(softmax, arrays[3])[1]
     rows = rows._replace(on_p=jnp.where(free, cotangents[0], 0.0))
-    grads = cut.passes.gradients(*_local(cut, arrays), None, rows, None, None, "none")
+    grads = cut.passes.gradients(*_local(cut, arrays), None, rows, None, None, similarity="none")
     return *_reduced(cut, grads, arrays), None
 
 
@@ -120,12 +122,12 @@ def _cab_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
     softmax = _softmax(cut, *arrays)
     rows = _rows(softmax, labels_BxM)
     wanted = cut.similarity != "none"
-    sums = cut.passes.assignment(*_local(cut, arrays), known_BxV, rows, wanted)
+    sums = cut.passes.assignment(*_local(cut, arrays), known_BxV, rows, gram=wanted)
     sums = _sums_over_vocabulary(cut, sums)
     total = sums.true + sums.other
     total_free = total > LOG_FLOOR
     total = jnp.where(total_free, total, LOG_FLOOR)
-    alike = zero = jnp.zeros_like(total)
+    alike = sum_of_similarity = zero = jnp.zeros_like(total)
     if wanted:
         best = jnp.maximum(sums.best, SMALLEST)
         divisor, divisor_free = total, total_free
@@ -139,6 +141,7 @@ def _cab_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
         ratio = jnp.where(real, best / divisor, 0.0)
         alike = ratio * jnp.einsum("bij,bj->bi", sums.gram_BxMxM * others, ratio)
         rows = rows._replace(scale=scale, along=jnp.where(divisor_free, alike, 0.0))
+        sum_of_similarity = jnp.where(divisor_free, 0.0, alike)
     cross_entropy, free = _nll_of_p(softmax, labels_BxM)
     if cut.variant == "recalibrated":
         # -log(true / total), without the difference of two numbers near 1 where Q comes near 1.
@@ -150,27 +153,29 @@ def _cab_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
         rows = rows._replace(
             at_label=jnp.where(free, -jnp.where(total_free, sums.other / total, 1.0), 0.0),
             beside=jnp.where(free & total_free, 1.0 / total, 0.0),
+            sum_w=jnp.where(free & ~total_free, -1.0, 0.0),
         )
     else:
         rows = rows._replace(on_p=free.astype(zero.dtype))
     outputs = cross_entropy, alike.sum() / 2, softmax.top, sums.top
-    return outputs, (arrays, known_BxV, rows)
+    return outputs, (arrays, known_BxV, rows, sum_of_similarity)
 
 
 def _cab_backward(cut, saved, cotangents):
-    arrays, known_BxV, rows = saved
+    arrays, known_BxV, rows, sum_of_similarity = saved
     on_cross_entropy, on_similarity = cotangents[:2]
     rows = rows._replace(
         at_label=rows.at_label * on_cross_entropy,
         beside=rows.beside * on_cross_entropy,
         on_p=rows.on_p * on_cross_entropy,
+        sum_w=rows.sum_w * on_cross_entropy + sum_of_similarity * on_similarity,
         weight=jnp.where(rows.label >= 0, on_similarity, 0.0),
     )
     local = *_local(cut, arrays), known_BxV, rows
-    at_top, elsewhere = cut.passes.weights(*local, cut.similarity)
+    at_top, elsewhere = cut.passes.weights(*local, similarity=cut.similarity)
     if cut.axis is not None:
         at_top, elsewhere = jax.lax.psum((at_top, elsewhere), cut.axis)
-    grads = cut.passes.gradients(*local, at_top, elsewhere, cut.similarity)
+    grads = cut.passes.gradients(*local, at_top, elsewhere, similarity=cut.similarity)
     return *_reduced(cut, grads, arrays), None, None
 
 
@@ -214,7 +219,7 @@ def _rows(softmax: Softmax, labels_BxM) -> Rows:
         peak=softmax.peak,
         inverse=jnp.where(real, 1.0 / (1.0 + rest), 0.0),
         left=jnp.where(real, jnp.maximum(rest, LEAST_REST) / (1.0 + rest), 1.0),
-        **dict.fromkeys(("at_label", "beside", "scale", "weight", "along", "on_p"), zero),
+        **dict.fromkeys(("at_label", "beside", "scale", "weight", "along", "sum_w", "on_p"), zero),
     )
 
 

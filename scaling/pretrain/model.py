@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.corpus.vocabulary import PAD
+from scaling.pretrain.attention import attend
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
 
@@ -44,10 +45,11 @@ class Layer(nn.Module):
     def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, deterministic: bool) -> jax.Array:
         s = self.settings
         drop = nn.Dropout(s.dropout, deterministic=deterministic)
-        attend = nn.MultiHeadDotProductAttention(
-            num_heads=s.heads, dropout_rate=s.dropout, deterministic=deterministic, name="attention"
+        attention = nn.MultiHeadDotProductAttention(
+            num_heads=s.heads, dropout_rate=s.dropout, deterministic=deterministic,
+            attention_fn=attend, name="attention",
         )
-        a_BxLxD = attend(x_BxLxD, mask=real_BxL[:, None, None, :])
+        a_BxLxD = attention(x_BxLxD, mask=real_BxL[:, None, None, :])
         x_BxLxD = nn.LayerNorm(s.norm_epsilon, name="attention_norm")(x_BxLxD + drop(a_BxLxD))
         h_BxLxF = ACTIVATIONS[s.activation](nn.Dense(s.feed_forward, name="expand")(x_BxLxD))
         h_BxLxD = nn.Dense(s.width, name="contract")(h_BxLxF)

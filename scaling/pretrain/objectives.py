@@ -1,10 +1,13 @@
 """Masked cells and the head's states -> the loss that is trained on, and its parts as sums."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from kernels.cab import CabLoss, cab_loss, masked_lm_loss
 from scaling.corpus.vocabulary import PAD
@@ -83,18 +86,16 @@ def objective(
     settings: ObjectiveSettings,
 ) -> tuple[Loss, CabLoss]:
     """Loss of a batch and the genes it predicts; definitions in `kernels.cab`."""
+    arrays = hidden_BxMxD, embedding_VxD, bias_V, cells.labels_BxM
     if settings.name == "mlm":
-        out = masked_lm_loss(hidden_BxMxD, embedding_VxD, bias_V, cells.labels_BxM)
+        out = _over_data(masked_lm_loss, *arrays)
         return Loss(out.cross_entropy, out.positions, out.similarity, out.pairs), out
-    out = cab_loss(
-        hidden_BxMxD,
-        embedding_VxD,
-        bias_V,
-        cells.labels_BxM,
-        cells.known_BxV,
+    blocking = functools.partial(
+        cab_loss,
         variant=settings.variant,
         similarity=settings.similarity if settings.name == "cab" else "none",
     )
+    out = _over_data(blocking, *arrays, cells.known_BxV)
     similarity, pairs = out.similarity, out.pairs
     if settings.denominator == "published" and settings.name == "cab":
         batch, length = cells.inputs_BxL.shape
@@ -106,3 +107,20 @@ def objective(
             similarity += (padding_B * (padding_B - 1) / 2).sum()
             pairs = jnp.full_like(pairs, batch * length * (length - 1) / 2)
     return Loss(out.cross_entropy, out.positions, similarity, pairs), out
+
+
+def _over_data(loss: Callable[..., CabLoss], hidden, embedding, bias, *of_cells) -> CabLoss:
+    """The loss with each device on its own cells, where the mesh has an axis for data."""
+    if "data" not in jax.sharding.get_abstract_mesh().axis_names:
+        return loss(hidden, embedding, bias, *of_cells)
+
+    def local(*arrays) -> CabLoss:
+        *sums, top_p_BxM, top_q_BxM = loss(*arrays)
+        return CabLoss(*jax.lax.psum(sums, "data"), top_p_BxM, top_q_BxM)
+
+    cells, every = P("data"), P()
+    return jax.shard_map(
+        local,
+        in_specs=(cells, every, every, *(cells for _ in of_cells)),
+        out_specs=CabLoss(every, every, every, every, cells, cells),
+    )(hidden, embedding, bias, *of_cells)

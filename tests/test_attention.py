@@ -1,0 +1,71 @@
+"""Attention some queries at a time: Flax's own attention, dropout, and what the program holds."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from scaling.pretrain.attention import QUERIES, attend
+
+
+def draw(length: int):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(2, length, 3, 4)).astype(np.float32) for _ in range(4)]
+    mask = np.ones((2, 1, 1, length), bool)
+    mask[0, ..., length // 2 :] = False
+    return *arrays, mask
+
+
+def blocked(query, key, value, mask, rate=0.0, seed=0):
+    rng = jax.random.key(seed)
+    return attend(
+        query, key, value, mask=mask, dropout_rng=rng, dropout_rate=rate, deterministic=rate == 0
+    )
+
+
+@pytest.mark.parametrize("length", [5, QUERIES, 2 * QUERIES + 17])
+def test_values_and_gradients_are_those_of_plain_attention(length):
+    *arrays, weight, mask = draw(length)
+
+    def loss(attention, *arrays):
+        return (attention(*arrays, mask=mask) * weight).sum()
+
+    for attention in (nn.dot_product_attention, blocked):
+        with jax.enable_x64(True):
+            wide = [a.astype(np.float64) for a in arrays]
+            found = jax.value_and_grad(functools.partial(loss, attention), (0, 1, 2))(*wide)
+        if attention is nn.dot_product_attention:
+            wanted = found
+    np.testing.assert_allclose(found[0], wanted[0], 1e-9)
+    for grad, want in zip(found[1], wanted[1], strict=True):
+        assert np.linalg.norm(want) > 1
+        np.testing.assert_allclose(grad, want, 1e-9, 1e-12)
+
+
+def test_dropout_takes_its_share_and_keeps_the_mean():
+    query, key, _, _, mask = draw(200)
+    one_hot = np.broadcast_to(np.eye(200, dtype=np.float32)[None, :, None], (2, 200, 3, 200))
+    weights = blocked(query, key, one_hot, mask)
+    dropped = blocked(query, key, one_hot, mask, rate=0.25)
+    kept = np.asarray(dropped)[1] != 0
+    assert abs(kept.mean() - 0.75) < 0.01
+    assert (kept == kept[:, :1]).all() and not (kept[0] == kept[QUERIES]).all()
+    np.testing.assert_allclose(np.asarray(dropped)[1][kept] * 0.75, weights[1][kept], 1e-5)
+    again = blocked(query, key, one_hot, mask, rate=0.25)
+    other = blocked(query, key, one_hot, mask, rate=0.25, seed=1)
+    assert (again == dropped).all() and not (other == dropped).all()
+
+
+def test_no_array_over_all_pairs_of_positions_is_held():
+    *arrays, weight, mask = draw(512)
+
+    def loss(*arrays):
+        return (blocked(*arrays, mask, rate=0.1) * weight).sum()
+
+    program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile().as_text()
+    shapes = re.findall(r"\b(?:pred|[sufb]\w*\d+)\[([\d,]+)\]", program)
+    largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+    assert largest == 2 * 3 * QUERIES * 512
