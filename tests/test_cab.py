@@ -29,6 +29,14 @@ def draw(B, M, V, D, seed=0, scale=1.0) -> list[np.ndarray]:
     return [hidden, embedding, bias, labels, known]
 
 
+def on_grid(arrays) -> list[np.ndarray]:
+    """The same inputs as multiples of 1/32: their logits are then exact in float32 too.
+
+    Rounding a logit of 80 to float32 alone changes P by 4e-6, whatever comes after.
+    """
+    return [np.round(a * 32) / 32 if a.dtype.kind == "f" else a for a in arrays]
+
+
 def literal(hidden, embedding, bias, labels, known, variant, similarity):
     """The definitions, slot by slot and pair by pair: (cross entropy, pairs, {slot: (P, Q)})."""
     nll, alike, slots = 0.0, 0.0, {}
@@ -72,8 +80,8 @@ def run(arrays, variant, similarity, *, implementation="blocked", block=64, dtyp
         return jax.device_get(out), jax.device_get(grads)
 
 
-def assert_close(found, wanted, tolerance: float):
-    """Values, and each gradient by its norm."""
+def assert_close(found, wanted, tolerance: float, least: float = 1e-3):
+    """Values, and each gradient by its norm, or by the least norm that counts."""
     (out, grads), (out_wanted, grads_wanted) = found, wanted
     for name in ("cross_entropy", "similarity", "positions", "pairs"):
         value, literal_value = getattr(out, name), getattr(out_wanted, name)
@@ -81,7 +89,7 @@ def assert_close(found, wanted, tolerance: float):
     for name, grad, want in zip(("hidden", "embedding", "bias"), grads, grads_wanted, strict=True):
         assert np.isfinite(grad).all(), name
         error = np.linalg.norm((grad - want).ravel())
-        assert error <= tolerance * max(np.linalg.norm(want.ravel()), 1e-3), (name, error)
+        assert error <= tolerance * max(np.linalg.norm(want.ravel()), least), (name, error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,15 +130,17 @@ def test_blocks_of_any_size_give_the_same(block, V):
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 3), st.integers(1, 9), st.integers(2, 200), st.integers(1, 5),
-    st.sampled_from(KINDS), st.sampled_from((64, 128, 512)), st.integers(0, 99),
+    st.integers(1, 3), st.integers(1, 19), st.integers(2, 200), st.integers(1, 5),
+    st.sampled_from([*KINDS, ("mlm", "none")]), st.sampled_from((64, 128, 512)),
+    st.sampled_from((1.0, 5.0)), st.integers(0, 99),
 )
-def test_drawn_shapes(B, M, V, D, kind, block, seed):
-    arrays = draw(B, M, V, D, seed, scale=2.0)
+def test_drawn_shapes(B, M, V, D, kind, block, scale, seed):
+    arrays = on_grid(draw(B, M, V, D, seed, scale))
     wanted = run(arrays, *kind, implementation="reference")
     assert_close(run(arrays, *kind, block=block), wanted, 1e-9)
+    assert_close(run(arrays, *kind, block=block, dtype=np.float32), wanted, 1e-5)
 
 
 def _one_unknown(arrays):
@@ -189,20 +199,17 @@ EXTREMES = {
 @pytest.mark.parametrize("variant", ["recalibrated", "plain"])
 @pytest.mark.parametrize("extreme", EXTREMES)
 def test_extremes(extreme, variant):
-    arrays = draw(**ONE)
+    arrays = on_grid(draw(**ONE))
     EXTREMES[extreme](arrays)
+    arrays = [a.astype(np.float32).astype(a.dtype) if a.dtype == float else a for a in arrays]
     wanted = run(arrays, variant, "cosine", implementation="reference")
     nll, alike, _ = literal(*arrays, variant, "cosine")
     np.testing.assert_allclose(wanted[0].cross_entropy, nll, 1e-8, 1e-12)
     np.testing.assert_allclose(wanted[0].similarity, alike, 1e-8, 1e-12)
     assert_close(run(arrays, variant, "cosine"), wanted, 1e-9)
-    out, grads = run(arrays, variant, "cosine", dtype=np.float32)
-    assert all(np.isfinite(g).all() for g in grads)
-    np.testing.assert_allclose(out.cross_entropy, nll, 1e-4, 1e-6)
-    # A cosine is at most 1; float32 cannot tell 1 - P from 0 where P is within 1e-7 of 1.
-    assert -1e-6 <= out.similarity <= out.pairs * (1 + 1e-5)
-    if extreme != "P near 1":
-        np.testing.assert_allclose(out.similarity, alike, 1e-3, 1e-3)
+    # With one gene left, Q is 1 whatever the logits: the gradient is 0, its parts are not.
+    least = 1.0 if extreme == "one gene unknown" else 1e-9
+    assert_close(run(arrays, variant, "cosine", dtype=np.float32), wanted, 1e-5, least)
 
 
 def _two_slots(logits, labels, known):

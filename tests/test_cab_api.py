@@ -27,24 +27,67 @@ def test_bfloat16_states_accumulate_in_float32():
         assert jnp.linalg.norm((grad - want).ravel()) < 0.01 * jnp.linalg.norm(want.ravel())
 
 
-def test_vmap_and_shard_map_give_the_same():
+def test_vmap_gives_the_same():
     arrays = [jnp.asarray(a, jnp.float32) if a.dtype == float else a for a in draw(8, 3, 70, 4)]
 
     def parts(*arrays):
         return jnp.stack(cab_loss(*arrays)[:4])
 
-    whole = jax.jit(parts)(*arrays)
     one_by_one = jax.vmap(lambda h, y, k: parts(h[None], *arrays[1:3], y[None], k[None]))
     summed = jax.jit(one_by_one)(arrays[0], *arrays[3:]).sum(0)
-    np.testing.assert_allclose(summed, whole, 1e-5)
+    np.testing.assert_allclose(summed, jax.jit(parts)(*arrays), 1e-5)
 
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    rows, every = P("data"), P()
+
+def _both_losses(hidden, embedding, bias, labels, known, axis=None):
+    """CAB and the plain loss added up, and the predicted genes."""
+    cab = cab_loss(hidden, embedding, bias, labels, known, vocabulary_axis=axis)
+    plain = masked_lm_loss(hidden, embedding, bias, labels, vocabulary_axis=axis)
+    value = cab.cross_entropy + 0.7 * cab.similarity + 0.3 * plain.cross_entropy
+    return value, jnp.stack([cab.top_p_BxM, cab.top_q_BxM, plain.top_p_BxM], -1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "sizes"), [(("data",), (8,)), (("data", "genes"), (2, 4)), (("genes",), (8,))]
+)
+def test_shard_map_over_cells_and_vocabulary_gives_the_same(axes, sizes):
+    mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
+    cells, genes = ("data" if "data" in axes else None), ("genes" if "genes" in axes else None)
+
+    def local(*arrays):
+        value, tops = _both_losses(*arrays, axis=genes)
+        return (jax.lax.psum(value, cells) if cells else value), tops
+
     sharded = jax.shard_map(
-        lambda *a: jax.lax.psum(parts(*a), "data"), mesh=mesh,
-        in_specs=(rows, every, every, rows, rows), out_specs=every, check_vma=False,
+        local, mesh=mesh, in_specs=(P(cells), P(genes), P(genes), P(cells), P(cells, genes)),
+        out_specs=(P(), P(cells)),
     )
-    np.testing.assert_allclose(jax.jit(sharded)(*arrays), whole, 1e-5)
+    with jax.enable_x64(True):
+        arrays = draw(8, 5, 160, 4)
+        arrays[4][:, 40:60] = False  # P and Q of a part of the genes are the highest in no cell
+        arrays[2][40:60] -= 9.0
+        arrays = [jnp.asarray(a) for a in arrays]
+        of = [jax.jit(jax.value_and_grad(f, (0, 1, 2), True)) for f in (sharded, _both_losses)]
+        ((value, tops), grads), ((wanted, tops_wanted), grads_wanted) = (f(*arrays) for f in of)
+        np.testing.assert_allclose(value, wanted, 1e-12)
+        np.testing.assert_array_equal(tops, tops_wanted)
+        for grad, want in zip(grads, grads_wanted, strict=True):
+            np.testing.assert_allclose(grad, want, 1e-9, 1e-12)
+
+
+def test_a_vocabulary_that_is_not_cut_is_refused():
+    arrays = [jnp.asarray(a, jnp.float32) if a.dtype == float else a for a in draw(8, 3, 72, 4)]
+    mesh = jax.make_mesh((8,), ("genes",), axis_types=(AxisType.Auto,))
+    every = jax.shard_map(
+        lambda *a: _both_losses(*a, axis="genes")[0], mesh=mesh, in_specs=(P(),) * 5, out_specs=P()
+    )
+    with pytest.raises(ValueError, match="not cut along 'genes'"):
+        every(*arrays)
+    whole = jax.shard_map(
+        lambda *a: cab_loss(*a, implementation="reference", vocabulary_axis="genes")[0], mesh=mesh,
+        in_specs=(P(), P("genes"), P("genes"), P(), P(None, "genes")), out_specs=P(),
+    )
+    with pytest.raises(NotImplementedError, match="whole vocabulary"):
+        whole(*arrays)
 
 
 def _largest(implementation, kind, *, gradient: bool) -> int:

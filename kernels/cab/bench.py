@@ -5,6 +5,7 @@ slows all of them. `experiments/bench.py` adds whole training steps and writes t
 """
 
 import json
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -118,19 +119,28 @@ def memory(case: Case) -> dict[str, int]:
       temporary: what the compiled program holds beside inputs and outputs.
       device_peak: of the accelerator, where it says so.
     """
-    jax.block_until_ready(jax.jit(jnp.ones)(8).sum())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    jax.block_until_ready(jax.jit(jnp.square)(jnp.ones(8)))  # starts the runtime
+    before = _peak_of_process()
     program = case()
     jax.block_until_ready(program.run())
     found = {
         "process_before": before,
-        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "process_peak": _peak_of_process(),
         "temporary": program.compiled.memory_analysis().temp_size_in_bytes,
     }
     of_device = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in of_device:
         found["device_peak"] = of_device["peak_bytes_in_use"]
     return found
+
+
+def _peak_of_process() -> int:
+    """Bytes. On Linux not from getrusage, which hands a parent's peak on to its children."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+    lines = status.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def measure(groups: Groups, rounds: int, alone: list[str]) -> dict[str, dict[str, dict]]:
@@ -162,3 +172,17 @@ def measure(groups: Groups, rounds: int, alone: list[str]) -> dict[str, dict[str
             }
         found[title] = rows
     return found
+
+
+def table(record: dict) -> str:
+    """The record as lines of text: seconds, ratios to the first case of a group, bytes."""
+    lines = [f"{record['machine']}, jax {record['jax']}"]
+    for title, rows in record["groups"].items():
+        lines.append(title)
+        for name, row in rows.items():
+            peak, temporary = row["bytes"]["process_peak"], row["bytes"]["temporary"]
+            lines.append(
+                f"  {name:20} {row['seconds']['least']:9.4f} s  x{row['ratios']['seconds']:<7.3f}"
+                f" process {peak / 1e9:6.2f} GB  temporary {temporary / 1e6:9.1f} MB"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""A config's model and random full-length cells -> whole training steps and heads to be timed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kernels.cab import bench, cab_loss, masked_lm_loss
+from scaling.pretrain import loop, masking, optimizer
+from scaling.pretrain.model import RankEncoder
+
+STEPS = 1_000  # of the learning rate's schedule
+SEEDS = {"init": np.uint32(0), "mask": np.uint32(0)}
+
+
+def steps(settings: loop.RunSettings, vocabulary: int, cells: int) -> dict[str, bench.Case]:
+    """One whole training step with each objective: masking, model, loss, AdamW, metrics.
+
+    Args:
+      settings: model, masking and training; the objective's name is replaced.
+      vocabulary: V.
+      cells: of a batch, all of full length.
+    """
+
+    def step(name: str) -> bench.Case:
+        objective = dataclasses.replace(settings.objective, name=name)
+        program = dataclasses.replace(settings, objective=objective).program()
+
+        def case() -> bench.Program:
+            params = loop.initial_params(0, settings.model, vocabulary)
+            moments = optimizer.optimizer(settings.train, STEPS).init(params)
+            state = loop.State(params, moments, jnp.int32(0))
+            batch = _batch(settings.model.length, vocabulary, cells)
+            args = state, batch, SEEDS
+            compiled = loop.train_step.lower(*args, program=program, steps=STEPS).compile()
+
+            def run():
+                nonlocal state
+                state, logged = compiled(state, batch, SEEDS)
+                return logged
+
+            return bench.Program(compiled, run)
+
+        return case
+
+    return {"mlm": step("mlm"), "cab": step("cab")}
+
+
+def one_cell(settings: loop.RunSettings, vocabulary: int) -> dict[str, bench.Case]:
+    """Loss and gradients of one cell through the whole model: masked slots alone, and literally.
+
+    "literal cab" is the published form over all positions; "full-length mlm" is BERT's head, which
+    computes the logits of all positions. Both build arrays of L x V.
+    """
+
+    def case_of(loss) -> bench.Case:
+        def case() -> bench.Program:
+            params = loop.initial_params(0, settings.model, vocabulary)
+            batch = _batch(settings.model.length, vocabulary, 1)
+            keys_B = masking.draw_keys(0, batch["epoch"], batch["cell"])
+            cells = masking.mask_cells(batch["tokens"], keys_B, vocabulary, settings.masking)
+            model = RankEncoder(settings.model, vocabulary)
+
+            def of_params(params):
+                def states(slots):
+                    rngs = {"dropout": jax.random.key(0)}
+                    return model.apply(
+                        {"params": params}, cells.inputs_BxL, slots, deterministic=False, rngs=rngs
+                    )
+
+                return loss(states, params["embedding"], params["bias"], cells, batch["tokens"])
+
+            compiled = jax.jit(jax.value_and_grad(of_params)).lower(params).compile()
+            return bench.Program(compiled, lambda: compiled(params))
+
+        return case
+
+    return {
+        "cab": case_of(_cab),
+        "literal cab": case_of(_literal_cab),
+        "mlm": case_of(_mlm),
+        "full-length mlm": case_of(_full_length_mlm),
+    }
+
+
+def _batch(length: int, vocabulary: int, cells: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    genes = [rng.permutation(np.arange(2, vocabulary))[:length] for _ in range(cells)]
+    return {
+        "tokens": np.stack(genes).astype(np.int32),
+        "epoch": np.zeros(cells, np.int32),
+        "cell": np.arange(cells, dtype=np.uint32),
+    }
+
+
+def _cab(states, embedding, bias, cells, tokens):
+    out = cab_loss(states(cells.slots_BxM), embedding, bias, cells.labels_BxM, cells.known_BxV)
+    return out.cross_entropy + out.similarity
+
+
+def _mlm(states, embedding, bias, cells, tokens):
+    return masked_lm_loss(states(cells.slots_BxM), embedding, bias, cells.labels_BxM).cross_entropy
+
+
+def _literal_cab(states, embedding, bias, cells, tokens):
+    every = jnp.arange(tokens.shape[1])[None]
+    return sum(bench.literal_cab(states(every), embedding, bias, tokens, _selected(cells)))
+
+
+def _full_length_mlm(states, embedding, bias, cells, tokens):
+    every = jnp.arange(tokens.shape[1])[None]
+    logits_BxLxV = jnp.einsum("bld,vd->blv", states(every), embedding) + bias
+    nll_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens)
+    return jnp.where(_selected(cells), nll_BxL, 0.0).sum()
+
+
+def _selected(cells: masking.MaskedCells):
+    """bool [B, L], the positions of the filled slots."""
+    length = cells.inputs_BxL.shape[1]
+    place = jnp.where(cells.labels_BxM >= 0, cells.slots_BxM, length)
+    empty = jnp.zeros(cells.inputs_BxL.shape, bool)
+    return jax.vmap(lambda of_cell, at: of_cell.at[at].set(True, mode="drop"))(empty, place)
