@@ -12,10 +12,8 @@ import jax
 from absl import app, flags
 
 from configs import default
-from experiments.launch import parse
 from kernels.cab import bench, shapes
-from scaling.pretrain.bench import one_cell, steps
-from scaling.settings import Settings
+from scaling.pretrain.bench import one_cell, settings, steps
 
 OUT = flags.DEFINE_string("out", "runs/bench.json", "file that gets the record")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each case is timed")
@@ -25,7 +23,7 @@ ONLY = flags.DEFINE_string("only", "", "measure the groups whose title holds thi
 
 def main(arguments: list[str]) -> None:
     """Measures all groups, or one case."""
-    run, cells = Settings.from_config(default.get_config()).run, CELLS.value
+    run, cells = settings(default.get_config()), CELLS.value
     genes = shapes.SHAPES["gf-v1-10m"].V
     groups = {
         f"training step of gf-v1-10m, {cells} cells": steps(run, genes, cells),
@@ -50,4 +48,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main)

@@ -11,16 +11,18 @@ import jax.numpy as jnp
 
 from kernels.cab.passes import SMALLEST, Assigned, Rows, Softmax
 
+FILL = -2  # no label: those are genes, or -1
+
 BLOCK = 512  # genes of a block, at most
 STRIP = 128  # slots of the Gram matrix that are multiplied at once
 
 
 class _Blocks(NamedTuple):
-    """Embedding, bias, first gene and (for CAB) the unknown genes, cut along the vocabulary."""
+    """Embedding, bias, gene ids and (for CAB) the unknown genes, cut along the vocabulary."""
 
     embedding_KxWxD: jax.Array
     bias_KxW: jax.Array
-    first_K: jax.Array
+    genes_KxW: jax.Array  # FILL where there is none
     unknown_KxBxW: jax.Array | None
 
 
@@ -218,19 +220,20 @@ def _logits(hidden_MxBxD, block: _Blocks):
 
 def _cut(embedding_VxD, bias_V, known_BxV, first) -> _Blocks:
     """Cuts the vocabulary into equal blocks; what fills the last has probability 0."""
-    genes = len(bias_V)
-    width = genes
+    genes = width = len(bias_V)
     if genes > BLOCK:
         width = -(-genes // (-(-genes // BLOCK) * 64)) * 64
     count = -(-genes // width)
     fill = count * width - genes
     embedding = jnp.pad(embedding_VxD, ((0, fill), (0, 0))).reshape(count, width, -1)
     bias = jnp.pad(bias_V, (0, fill), constant_values=-jnp.inf).reshape(count, width)
+    ids = first + jnp.arange(genes, dtype=jnp.int32)
+    ids = jnp.pad(ids, (0, fill), constant_values=FILL).reshape(count, width)
     unknown = None
     if known_BxV is not None:
         padded = jnp.pad(~known_BxV, ((0, 0), (0, fill)))
         unknown = jnp.swapaxes(padded.reshape(-1, count, width), 0, 1)
-    return _Blocks(embedding, bias, first + jnp.arange(count) * width, unknown)
+    return _Blocks(embedding, bias, ids, unknown)
 
 
 def _scan(update, start, blocks: _Blocks, *inputs):
@@ -248,24 +251,21 @@ def _scan(update, start, blocks: _Blocks, *inputs):
 def _highest(values, block: _Blocks):
     """The highest value and its gene; the first among equals."""
     here = values.max(-1)
-    genes = jnp.arange(values.shape[-1], dtype=jnp.int32)
+    places = jnp.arange(values.shape[-1], dtype=jnp.int32)
     # Two plain reductions: XLA's argmax on CPU is one slow loop, ten times their time.
-    at = jnp.where(values == here[..., None], genes, values.shape[-1]).min(-1)
-    return here, (block.first_K + at).astype(jnp.int32)
+    at = jnp.where(values == here[..., None], places, values.shape[-1]).min(-1)
+    return here, block.genes_KxW[0] + at
 
 
 def _is(gene, block: _Blocks):
-    genes = block.first_K + jnp.arange(block.bias_KxW.shape[-1])
-    return gene[..., None] == genes
+    return gene[..., None] == block.genes_KxW
 
 
 def _at(gene, values, block: _Blocks):
     """The value at a gene, 0 where it is not in the block."""
-    width = values.shape[-1]
-    place = gene - block.first_K
-    inside = (place >= 0) & (place < width)
-    found = jnp.take_along_axis(values, jnp.clip(place, 0, width - 1)[..., None], -1)[..., 0]
-    return jnp.where(inside, found, 0.0)
+    place = jnp.clip(gene - block.genes_KxW[0], 0, values.shape[-1] - 1)
+    found = jnp.take_along_axis(values, place[..., None], -1)[..., 0]
+    return jnp.where(gene == block.genes_KxW[place], found, 0.0)
 
 
 def _by_slot(rows: Rows) -> Rows:

@@ -46,11 +46,23 @@ def attend(
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         if not deterministic and dropout_rate > 0:
-            rng = jax.random.fold_in(dropout_rng, number)
-            kept = jax.random.bernoulli(rng, 1 - dropout_rate, (rows, length))
+            kept = _kept(jax.random.fold_in(dropout_rng, number), dropout_rate, rows, length)
             weights = weights * (kept / (1 - dropout_rate))
         return jnp.einsum("bhrl,bhle->bhre", weights, value_BxHxLxE) / total
 
     out_KxBxHxRxE = jax.lax.map(block, (query_KxBxHxRxE, jnp.arange(blocks)))
     out = out_KxBxHxRxE.transpose(1, 0, 3, 2, 4).reshape(batch, -1, *value.shape[2:])
     return out[:, :length]
+
+
+def _kept(rng: jax.Array, rate: float, rows: int, length: int) -> jax.Array:
+    """bool [rows, length], True with probability 1 - rate to within 1 / 131,072.
+
+    Drawing is what dropout costs: a word decides twice, and XLA's own generator draws it, which
+    takes a third of the time of jax's default.
+    """
+    words_of_key = jnp.tile(jax.random.key_data(rng).reshape(-1), 2)[:4]
+    rng = jax.random.wrap_key_data(words_of_key, impl="rbg")
+    words = jax.random.bits(rng, (rows, -(-length // 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(rows, -1)
+    return halves[:, :length] >= round(rate * 65536)
