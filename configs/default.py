@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     objective.similarity = "cosine"  # of cab's rows Q; or "dot"
     objective.weight = 0.15  # lambda of the similarity
     objective.denominator = "masked_pairs"  # of the similarity's mean; or "published"
+    objective.implementation = "default"  # of the loss kernels: the platform's, or one by name
 
     config.train = train = ml_collections.ConfigDict()
     train.cells = 0  # unique cells; 0 takes the whole pool (a study sets its own)

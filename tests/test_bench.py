@@ -1,6 +1,7 @@
 """What the bench compares with, how it measures, and that the shapes are the real ones."""
 
 import json
+import subprocess
 import sys
 
 import jax
@@ -31,8 +32,8 @@ def test_the_masked_slots_alone_give_the_published_form_over_all_positions():
         tokens = np.stack([rng.permutation(V)[:L] for _ in range(B)])
         selected = rng.random((B, L)) < 0.4
         selected[0, :2], selected[1, :2] = True, False
-        hidden, embedding = jnp.asarray(rng.normal(size=(B, L, D))), jnp.asarray(rng.normal(size=(V, D)))
-        bias = jnp.asarray(rng.normal(size=V))
+        sizes = (B, L, D), (V, D), V
+        hidden, embedding, bias = (jnp.asarray(rng.normal(size=size)) for size in sizes)
         M = int(selected.sum(1).max()) + 1
         slots, labels = np.zeros((B, M), int), np.full((B, M), -1)
         known = np.zeros((B, V), bool)
@@ -104,8 +105,7 @@ def test_cases_take_turns_and_ratios_are_to_the_first(capsys):
 
 @pytest.mark.slow
 def test_memory_of_the_blocked_head_in_a_fresh_process():
-    """At V1's shape and one cell: below a third of the reference's, and of a B x M x V array."""
-    import subprocess
+    """At V1's shape and one cell: a few arrays of M x 512, and a third of the reference's."""
 
     def bytes_of(implementation):
         group, case = "head of gf-v1-10m, 1 cell", f"cab, {implementation}"
@@ -115,6 +115,7 @@ def test_memory_of_the_blocked_head_in_a_fresh_process():
     blocked, reference = bytes_of("blocked"), bytes_of("reference")
     shape = shapes.SHAPES["gf-v1-10m"]
     of_gradients = 4 * shape.V * shape.D
-    assert blocked["temporary"] - of_gradients < 12 * 4 * shape.M * 512
+    # Arrays over the slots and a block of 512 genes, and the gradient by the embedding once more.
+    assert blocked["temporary"] - 2 * of_gradients < 12 * 4 * shape.M * 512
     grown = [of["process_peak"] - of["process_before"] for of in (blocked, reference)]
     assert grown[0] < grown[1] / 3

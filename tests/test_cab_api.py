@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from test_cab import ONE, compiled, draw
 
-from kernels.cab import cab_loss, masked_lm_loss
+from kernels.cab import api, blocked, cab_loss, masked_lm_loss
 
 
 def test_bfloat16_states_accumulate_in_float32():
@@ -74,6 +74,33 @@ def test_shard_map_over_cells_and_vocabulary_gives_the_same(axes, sizes):
             np.testing.assert_allclose(grad, want, 1e-9, 1e-12)
 
 
+@pytest.mark.parametrize("kind", [("recalibrated", "cosine"), ("plain", "cosine")])
+def test_what_fills_the_blocks_of_a_part_is_no_gene_of_the_next(kind, monkeypatch):
+    """150 genes of a device in blocks of 64: the last is filled with 42 that are none."""
+    monkeypatch.setattr(blocked, "BLOCK", 64)
+    mesh = jax.make_mesh((2,), ("genes",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def value(*arrays, axis=None):
+        variant, similarity = kind
+        out = cab_loss(*arrays, variant=variant, similarity=similarity, vocabulary_axis=axis)
+        return out.cross_entropy + out.similarity
+
+    sharded = jax.shard_map(
+        lambda *a: value(*a, axis="genes"), mesh=mesh, out_specs=P(),
+        in_specs=(P(), P("genes"), P("genes"), P(), P(None, "genes")),
+    )
+    with jax.enable_x64(True):
+        arrays = draw(2, 9, 300, 4)
+        arrays[3][0] = np.arange(148, 157)
+        arrays[4][0, 148:157] = False
+        found, wanted = (
+            jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arrays) for f in (sharded, value)
+        )
+        np.testing.assert_allclose(found[0], wanted[0], 1e-12)
+        for grad, want in zip(found[1], wanted[1], strict=True):
+            np.testing.assert_allclose(grad, want, 1e-9, 1e-12)
+
+
 def test_a_vocabulary_that_is_not_cut_is_refused():
     arrays = [jnp.asarray(a, jnp.float32) if a.dtype == float else a for a in draw(8, 3, 72, 4)]
     mesh = jax.make_mesh((8,), ("genes",), axis_types=(AxisType.Auto,))
@@ -112,7 +139,7 @@ def test_blocked_holds_no_array_over_slots_and_vocabulary(kind):
         assert 2 * 24 * 500 <= _largest("blocked", kind, gradient=gradient) <= 2 * 24 * 512
 
 
-def test_the_default_is_blocked_and_a_name_is_obeyed():
+def test_the_default_is_blocked_and_a_name_is_obeyed(monkeypatch):
     arrays = draw(**ONE)
 
     def program(**named):
@@ -120,11 +147,38 @@ def test_the_default_is_blocked_and_a_name_is_obeyed():
 
     assert program() == program(implementation="blocked") != program(implementation="reference")
     assert "f32[3,7,150]" in program(implementation="reference")
+    assert "pallas_call" not in program() and "name=cab_softmax" in program(
+        implementation="pallas_tpu"
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert program() == program(implementation="pallas_tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert program() == program(implementation="blocked")
     for name in ("pallas", "Blocked", ""):
         with pytest.raises(ValueError, match="there are .*blocked.*reference"):
             cab_loss(*arrays, implementation=name)
         with pytest.raises(ValueError, match="there are .*blocked.*reference"):
             masked_lm_loss(*arrays[:4], implementation=name)
+
+
+@pytest.mark.parametrize("name", ["pallas_tpu", "pallas_gpu"])
+def test_a_kernel_does_not_fall_back_on_a_machine_that_is_not_its_own(name):
+    hidden, *rest = draw(**ONE)
+    arrays = jnp.asarray(hidden, jnp.bfloat16), *rest
+    with pytest.raises(ValueError, match="(?i)interpret"):
+        jax.block_until_ready(cab_loss(*arrays, implementation=name))
+
+
+def test_the_mesh_in_use_names_the_platform():
+    """A program may be compiled for devices that are not there."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert api._platform() == "cpu"
+    elsewhere = mesh.abstract_mesh.update(
+        abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    )
+    with jax.sharding.use_abstract_mesh(elsewhere):
+        assert api._platform() == "tpu"
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,19 @@ def test_the_similarity_is_weighted_only_where_there_is_one():
 def test_settings_that_contradict_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CAB, **wrong)
+
+
+@pytest.mark.parametrize("name", ["cab", "mlm"])
+def test_the_implementation_that_is_named_computes_the_loss(name):
+    _, cells, _ = masked()
+    hidden, embedding, bias = inputs()
+    states = np.take_along_axis(hidden, cells.slots_BxM[..., None], 1)
+
+    def program(implementation):
+        kind = dataclasses.replace(CAB, name=name, implementation=implementation)
+        arrays = states, embedding, bias
+        return str(jax.make_jaxpr(lambda *a: objective(*a, cells, kind)[0])(*arrays))
+
+    assert program("default") == program("blocked") != program("reference")
+    with pytest.raises(ValueError, match="objective.implementation is 'fast'; one of default"):
+        dataclasses.replace(CAB, implementation="fast")

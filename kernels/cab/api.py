@@ -6,10 +6,15 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.cab import blocked, passes, reference
+from kernels.cab import blocked, pallas_gpu, pallas_tpu, passes, reference
 
-IMPLEMENTATIONS = {"reference": reference, "blocked": blocked}
-FASTEST = {}  # by platform, where it is not `blocked`: what was measured there, see README
+IMPLEMENTATIONS = {
+    "reference": reference,
+    "blocked": blocked,
+    "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
+}
+DEFAULT = {"tpu": "pallas_tpu"}  # by platform; "blocked" elsewhere. kernels/README.md says why
 
 Variant = Literal["recalibrated", "plain"]
 Similarity = Literal["cosine", "dot", "none"]
@@ -62,8 +67,9 @@ def cab_loss(
       known_BxV: bool, gene stands at a position that was not selected for masking.
       variant: the cross-entropy reads Q ("recalibrated") or P ("plain").
       similarity: of Q_i and Q_j: cosine with rows over max(norm, 1e-12), dot product, or none.
-      implementation: "reference" or "blocked"; None takes the fastest for the platform. A named
-        one runs or raises; it never falls back.
+      implementation: "reference", "blocked", "pallas_tpu" or "pallas_gpu"; None takes the
+        platform's default. A named one runs or raises; it never falls back. Pallas kernels cannot
+        be cut by the compiler: on several devices call them inside `jax.shard_map`.
       vocabulary_axis: inside `jax.shard_map`, the mesh axis along which embedding, bias and known
         are cut into equal parts; labels and predicted genes count over all parts.
 
@@ -115,7 +121,7 @@ def masked_lm_loss(
 
 
 def _module(implementation: str | None) -> ModuleType:
-    name = FASTEST.get(_platform(), "blocked") if implementation is None else implementation
+    name = DEFAULT.get(_platform(), "blocked") if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r}; there are {sorted(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[name]

@@ -38,7 +38,8 @@ def heads(cells: int) -> Groups:
     Args:
       cells: of a batch; the reference, which builds arrays of B x M x V, gets one cell.
     """
-    implementations = ["blocked", *sorted(set(api.FASTEST.values()) - {"blocked"})]
+    kernels = {"tpu": ["pallas_tpu"], "gpu": ["pallas_gpu"]}
+    implementations = ["blocked", *kernels.get(jax.default_backend(), [])]
     groups = {}
     for name, shape in shapes.SHAPES.items():
         groups[f"head of {name}, {cells} cells"] = {

@@ -73,10 +73,11 @@ def _predict(params, tokens_BxL, cell_B, *, model, mask):
     cells = _masked(tokens_BxL, cell_B, encoder.vocabulary, mask)
     hidden_BxMxD = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
     arrays = hidden_BxMxD, params["embedding"], params["bias"], cells.labels_BxM
-    from_q = cab_loss(*arrays, cells.known_BxV, similarity="none")
-    from_p = masked_lm_loss(*arrays)
+    # Blocked: the compiler cuts it over devices, which it cannot do with a kernel.
+    from_q = cab_loss(*arrays, cells.known_BxV, similarity="none", implementation="blocked")
+    from_p = masked_lm_loss(*arrays, implementation="blocked")
     hidden_only = jnp.where(cells.hidden_BxM, cells.labels_BxM, -1)
-    from_hidden = masked_lm_loss(*arrays[:3], hidden_only)
+    from_hidden = masked_lm_loss(*arrays[:3], hidden_only, implementation="blocked")
     nats = {
         ("P", "selected"): from_p.cross_entropy,
         ("P", "mask"): from_hidden.cross_entropy,

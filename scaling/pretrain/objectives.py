@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from kernels.cab import CabLoss, cab_loss, masked_lm_loss
+from kernels.cab.api import IMPLEMENTATIONS
 from scaling.corpus.vocabulary import PAD
 from scaling.pretrain.masking import MaskedCells
 
@@ -28,6 +29,8 @@ class ObjectiveSettings:
       denominator: of the similarity's mean: "masked_pairs", or "published", which depends on the
         padded length: sum over masked i of (L-1-i) for recalibrated, B L (L-1) / 2 for plain,
         whose equal padding rows then count as similar.
+      implementation: of the loss kernels, a name in `kernels.cab.api`, or "default": the
+        platform's.
     """
 
     name: str
@@ -35,6 +38,7 @@ class ObjectiveSettings:
     similarity: str
     weight: float
     denominator: str
+    implementation: str = "default"
 
     def __post_init__(self):
         choices = {
@@ -42,6 +46,7 @@ class ObjectiveSettings:
             "variant": ("recalibrated", "plain"),
             "similarity": ("cosine", "dot"),
             "denominator": ("masked_pairs", "published"),
+            "implementation": ("default", *IMPLEMENTATIONS),
         }
         for field, known in choices.items():
             if getattr(self, field) not in known:
@@ -87,13 +92,16 @@ def objective(
 ) -> tuple[Loss, CabLoss]:
     """Loss of a batch and the genes it predicts; definitions in `kernels.cab`."""
     arrays = hidden_BxMxD, embedding_VxD, bias_V, cells.labels_BxM
+    named = None if settings.implementation == "default" else settings.implementation
     if settings.name == "mlm":
-        out = _over_data(masked_lm_loss, *arrays)
+        plain = functools.partial(masked_lm_loss, implementation=named)
+        out = _over_data(plain, *arrays)
         return Loss(out.cross_entropy, out.positions, out.similarity, out.pairs), out
     blocking = functools.partial(
         cab_loss,
         variant=settings.variant,
         similarity=settings.similarity if settings.name == "cab" else "none",
+        implementation=named,
     )
     out = _over_data(blocking, *arrays, cells.known_BxV)
     similarity, pairs = out.similarity, out.pairs
