@@ -1,9 +1,9 @@
-# study and test are the two commands of README; each installs what it needs into .venv first.
+# study, test and bench install what they need into .venv first.
 PYTHON ?= python3
 RUN := .venv/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: study test test-all lint clean
+.PHONY: study test test-all lint bench clean
 
 study: .venv/installed
 	$(RUN) -m experiments.study --config=configs/quickstart.py --workdir=runs/quickstart
@@ -16,6 +16,9 @@ test-all: .venv/installed-test
 
 lint: .venv/installed-test
 	$(RUN) -m ruff check .
+
+bench: .venv/installed
+	$(RUN) -m experiments.bench --out=runs/bench.json
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
