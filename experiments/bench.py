@@ -13,7 +13,8 @@ from absl import app, flags
 
 from configs import default
 from kernels.cab import bench, shapes
-from scaling.pretrain.bench import one_cell, settings, steps
+from scaling.pretrain.bench import one_cell, steps
+from scaling.pretrain.loop import RunSettings  # not Settings, whose libraries take memory
 
 OUT = flags.DEFINE_string("out", "runs/bench.json", "file that gets the record")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each case is timed")
@@ -23,7 +24,7 @@ ONLY = flags.DEFINE_string("only", "", "measure the groups whose title holds thi
 
 def main(arguments: list[str]) -> None:
     """Measures all groups, or one case."""
-    run, cells = settings(default.get_config()), CELLS.value
+    run, cells = RunSettings.from_config(default.get_config()), CELLS.value
     genes = shapes.SHAPES["gf-v1-10m"].V
     groups = {
         f"training step of gf-v1-10m, {cells} cells": steps(run, genes, cells),

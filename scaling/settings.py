@@ -10,10 +10,7 @@ from scaling.corpus.build import CorpusSettings
 from scaling.corpus.simulate import Simulation
 from scaling.evaluate.scores import EvaluateSettings
 from scaling.pretrain.loop import RunSettings
-from scaling.pretrain.masking import MaskingSettings
-from scaling.pretrain.model import ModelSettings
-from scaling.pretrain.objectives import NAMES, ObjectiveSettings
-from scaling.pretrain.optimizer import TrainSettings
+from scaling.pretrain.objectives import NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +68,7 @@ class Settings:
             raise ValueError(f"data.held_out is {data.held_out}; give a share between 0 and 1")
         if data.score_on and not data.h5ad:
             raise ValueError("data.score_on is set, but data.h5ad, the files to train on, is not")
-        run = RunSettings(
-            ModelSettings(**fields["model"]),
-            MaskingSettings(**fields["masking"]),
-            ObjectiveSettings(**fields["objective"]),
-            TrainSettings(**fields["train"]),
-        )
+        run = RunSettings.from_config(fields)
         evaluate = EvaluateSettings(**fields["evaluate"])
         layers = run.model.layers
         if not -layers - 1 <= evaluate.layer <= layers:

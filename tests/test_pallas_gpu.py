@@ -142,10 +142,11 @@ def test_extremes(extreme, variant, interpreted):
     np.testing.assert_allclose(out[0], wanted[0], 1e-5, 1e-6)
     np.testing.assert_allclose(out[1], wanted[1], 1e-5, 1e-5)
     assert all(np.isfinite(g).all() for g in grads)
+    # Where one gene is left the gradient is 0, as the difference of numbers up to 1.
+    least = 0.1 if extreme == "one gene unknown" else 1e-3
     for which, tolerance in ((2, 1e-5), (1, 2**-8)):
         grad, want = grads[which], grads_wanted[which]
-        # Where one gene is left the gradient is 0, as the difference of numbers up to 1.
-        assert np.linalg.norm(grad - want) <= tolerance * max(np.linalg.norm(want), 0.1)
+        assert np.linalg.norm(grad - want) <= tolerance * max(np.linalg.norm(want), least)
 
 
 def test_a_part_of_the_vocabulary(interpreted):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.cab import blocked, pallas_gpu, pallas_tpu, passes, reference
+from kernels.cab.passes import axes_of, vary
 
 IMPLEMENTATIONS = {
     "reference": reference,
@@ -140,24 +141,15 @@ def _varying(vocabulary_axis: str | None, hidden, embedding, bias, labels, known
     """
     of_slots = [hidden, labels]
     of_genes = [embedding, bias] if known is None else [embedding, bias, known]
-    axes = frozenset().union(*(_axes(a) for a in of_slots + of_genes))
-    if vocabulary_axis is not None and not all(vocabulary_axis in _axes(a) for a in of_genes):
+    axes = axes_of(*of_slots, *of_genes)
+    if vocabulary_axis is not None and not all(vocabulary_axis in axes_of(a) for a in of_genes):
         raise ValueError(
             f"embedding, bias and known are not cut along {vocabulary_axis!r}: call this inside "
             "jax.shard_map with that axis in their in_specs, and check_vma left on"
         )
-
-    def vary(a, wanted):
-        missing = tuple(sorted(wanted - _axes(a)))
-        return jax.lax.pcast(a, missing, to="varying") if missing else a
-
     hidden, labels = (vary(a, axes - {vocabulary_axis}) for a in of_slots)
     embedding, bias, *known = (vary(a, axes) for a in of_genes)
     return hidden, embedding, bias, labels, *known
-
-
-def _axes(array) -> frozenset[str]:
-    return jax.typeof(array).manual_axis_type.varying
 
 
 def _whole_vocabulary(vocabulary_axis: str | None) -> None:

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.cab.passes import SMALLEST, Assigned, Rows, Softmax
+from kernels.cab.passes import SMALLEST, Assigned, Rows, Softmax, axes_of, vary
 
 FILL = -2  # no label: those are genes, or -1
-
 BLOCK = 512  # genes of a block, at most
 STRIP = 128  # slots of the Gram matrix that are multiplied at once
 
@@ -238,14 +237,8 @@ def _cut(embedding_VxD, bias_V, known_BxV, first) -> _Blocks:
 
 def _scan(update, start, blocks: _Blocks, *inputs):
     """`lax.scan` over blocks; `start` varies over the mesh axes that the inputs vary over."""
-    given = [a for a in (*inputs, *blocks) if a is not None]
-    axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in given))
-
-    def vary(a):
-        missing = tuple(sorted(axes - jax.typeof(a).manual_axis_type.varying))
-        return jax.lax.pcast(a, missing, to="varying") if missing else a
-
-    return jax.lax.scan(update, jax.tree.map(vary, start), blocks)
+    axes = axes_of(*inputs, *blocks)
+    return jax.lax.scan(update, jax.tree.map(lambda a: vary(a, axes), start), blocks)
 
 
 def _highest(values, block: _Blocks):

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.cab.passes import Rows
+from kernels.cab.passes import Rows, axes_of, vary
 
 TILE = 64  # slots of a tile: the rows of one tensor core product
 WIDTH = 128  # genes of a program
@@ -188,13 +188,7 @@ def _memory(operands: Operands, buffers) -> dict:
 def varying(arrays, *inputs):
     """Arrays typed as varying over the mesh axes of `shard_map` that the inputs vary over."""
     given = [a for a in jax.tree.leaves(inputs) if isinstance(a, jax.Array)]
-    axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in given))
-
-    def vary(a):
-        missing = tuple(sorted(axes - jax.typeof(a).manual_axis_type.varying))
-        return lax.pcast(a, missing, to="varying") if missing else a
-
-    return jax.tree.map(vary, arrays)
+    return jax.tree.map(lambda a: vary(a, axes_of(*given)), arrays)
 
 
 def _program(operands: Operands, memory: dict) -> Program:

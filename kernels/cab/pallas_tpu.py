@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.cab import pallas_tpu_kernels as kernels
 from kernels.cab.pallas_tpu_kernels import FIELDS, GROUP, STRIP, Inputs
-from kernels.cab.passes import Assigned, Rows, Softmax
+from kernels.cab.passes import Assigned, Rows, Softmax, axes_of, vary
 
 BLOCK = 512  # genes of a block, at most; a power of two, at least 128
 LANES = 128
@@ -110,14 +110,8 @@ def _inputs(hidden_BxMxD, embedding_VxD, bias_V, first, fields: dict, known_BxV=
 
 def _alike(inputs: Inputs) -> Inputs:
     """Inputs that vary over the same mesh axes, inside a `shard_map` that checks them."""
-    varying = [jax.typeof(a).manual_axis_type.varying for a in inputs if a is not None]
-    axes = tuple(sorted(frozenset().union(*varying)))
-
-    def vary(a):
-        missing = tuple(name for name in axes if name not in jax.typeof(a).manual_axis_type.varying)
-        return jax.lax.pcast(a, missing, to="varying") if missing else a
-
-    return jax.tree.map(vary, inputs)
+    axes = axes_of(*inputs)
+    return jax.tree.map(lambda a: vary(a, axes), inputs)
 
 
 def _call(kernel, inputs: Inputs, genes: int, outputs: list[str], scratch: int, by_cell=True):

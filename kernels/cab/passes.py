@@ -182,6 +182,18 @@ def _cab_backward(cut, saved, cotangents):
 cab.defvjp(_cab_forward, _cab_backward)
 
 
+def axes_of(*arrays) -> frozenset[str]:
+    """The mesh axes of an enclosing `shard_map` that any of the arrays (or None) varies over."""
+    given = [a for a in arrays if a is not None]
+    return frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in given))
+
+
+def vary(array, axes: frozenset[str]):
+    """The array, typed as varying over these mesh axes too."""
+    missing = tuple(sorted(axes - axes_of(array)))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+
 def _local(cut: Cut, arrays):
     """The arrays and the first gene of this device's part of the vocabulary."""
     first = 0 if cut.axis is None else jax.lax.axis_index(cut.axis) * len(arrays[1])

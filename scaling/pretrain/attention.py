@@ -59,7 +59,7 @@ def _kept(rng: jax.Array, rate: float, rows: int, length: int) -> jax.Array:
     """bool [rows, length], True with probability 1 - rate to within 1 / 131,072.
 
     Drawing is what dropout costs: a word decides twice, and XLA's own generator draws it, which
-    takes a third of the time of jax's default.
+    is quicker than jax's default.
     """
     words_of_key = jnp.tile(jax.random.key_data(rng).reshape(-1), 2)[:4]
     rng = jax.random.wrap_key_data(words_of_key, impl="rbg")

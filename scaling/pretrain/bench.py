@@ -6,25 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from kernels.cab import bench, cab_loss, masked_lm_loss
 from scaling.pretrain import loop, masking, optimizer
-from scaling.pretrain.model import ModelSettings, RankEncoder
-from scaling.pretrain.objectives import ObjectiveSettings
+from scaling.pretrain.model import RankEncoder
 
 STEPS = 1_000  # of the learning rate's schedule
 SEEDS = {"init": np.uint32(0), "mask": np.uint32(0)}
-
-
-def settings(config: ConfigDict) -> loop.RunSettings:
-    """Of a config of `configs/`; without the rest of it, whose libraries take memory."""
-    return loop.RunSettings(
-        ModelSettings(**config.model),
-        masking.MaskingSettings(**config.masking),
-        ObjectiveSettings(**config.objective),
-        optimizer.TrainSettings(**config.train),
-    )
 
 
 def steps(settings: loop.RunSettings, vocabulary: int, cells: int) -> dict[str, bench.Case]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 
 import flax.struct
 import jax
@@ -35,6 +36,20 @@ class RunSettings:
     masking: masking.MaskingSettings
     objective: ObjectiveSettings
     train: optimizer.TrainSettings
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Mapping]) -> "RunSettings":
+        """Reads the parts of a config of the fields of `configs/default.py` that a run needs.
+
+        Raises:
+          ValueError: a setting that contradicts itself or another.
+        """
+        return cls(
+            ModelSettings(**config["model"]),
+            masking.MaskingSettings(**config["masking"]),
+            ObjectiveSettings(**config["objective"]),
+            optimizer.TrainSettings(**config["train"]),
+        )
 
     def hash(self, corpus: Corpus) -> str:
         """Names a run's settings and the corpus's vocabulary and cells, hex."""
