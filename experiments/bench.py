@@ -14,7 +14,7 @@ from absl import app, flags
 from configs import default
 from kernels.cab import bench, shapes
 from scaling.pretrain.bench import one_cell, steps
-from scaling.pretrain.loop import RunSettings  # not Settings, whose libraries take memory
+from scaling.pretrain.step import RunSettings
 
 OUT = flags.DEFINE_string("out", "runs/bench.json", "file that gets the record")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each case is timed")

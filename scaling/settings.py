@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from scaling.corpus.build import CorpusSettings
 from scaling.corpus.simulate import Simulation
 from scaling.evaluate.scores import EvaluateSettings
-from scaling.pretrain.loop import RunSettings
 from scaling.pretrain.objectives import NAMES
+from scaling.pretrain.step import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)

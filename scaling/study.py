@@ -18,7 +18,7 @@ from scaling.analyse import report
 from scaling.corpus import build, simulate, subsets
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import scores
-from scaling.pretrain import loop, writer
+from scaling.pretrain import loop, step, writer
 from scaling.settings import Settings
 
 SCORES, MANIFEST = "scores.jsonl", "study.json"
@@ -108,7 +108,7 @@ def plan(settings: Settings) -> list[Job]:
     return jobs
 
 
-def run_settings(settings: Settings, job: Job) -> loop.RunSettings:
+def run_settings(settings: Settings, job: Job) -> step.RunSettings:
     """Settings of one pretraining run of a study."""
     train = dataclasses.replace(
         settings.run.train,
@@ -124,7 +124,7 @@ def run_settings(settings: Settings, job: Job) -> loop.RunSettings:
 
 
 def evaluate_run(
-    folder: pathlib.Path, run: loop.RunSettings, held_out: list[scores.HeldOut]
+    folder: pathlib.Path, run: step.RunSettings, held_out: list[scores.HeldOut]
 ) -> list[dict]:
     """Scores of a trained run's last checkpoint.
 
@@ -159,7 +159,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
     common = {"subset_seed": job.seed, "init_seed": None, "mask_seed": None, "cells": job.cells}
     length, mask = run.model.length, run.masking
     if job.model == "untrained":
-        params = loop.initial_params(job.seed, run.model, len(corpus.vocabulary))
+        params = step.initial_params(job.seed, run.model, len(corpus.vocabulary))
         found = [row for data in held_out for row in data.model_rows(params, run.model, mask)]
         common |= {"model": "untrained", "kind": "baseline", "subset_seed": None}
         return [{**common, "init_seed": job.seed, "tokens": 0, **row} for row in found]

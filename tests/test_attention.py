@@ -5,6 +5,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,6 +58,52 @@ def test_dropout_takes_its_share_and_keeps_the_mean():
     again = blocked(query, key, one_hot, mask, rate=0.25)
     other = blocked(query, key, one_hot, mask, rate=0.25, seed=1)
     assert (again == dropped).all() and not (other == dropped).all()
+
+
+def test_gradients_with_dropout_are_those_of_the_weights_it_leaves():
+    *arrays, weight, mask = draw(QUERIES + 9)
+    length = QUERIES + 9
+    with jax.enable_x64(True):
+        query, key, value = (a.astype(np.float64) for a in arrays)
+        one_hot = np.broadcast_to(np.eye(length)[None, :, None], (2, length, 3, length))
+        kept_BxLxHxL = blocked(query, key, one_hot, np.ones_like(mask), rate=0.25) != 0
+        kept_BxHxLxL = jnp.swapaxes(kept_BxLxHxL, 1, 2)
+
+        def plain(query, key, value):
+            scores = jnp.einsum("bqhe,bkhe->bhqk", query, key) / 2
+            weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)) * kept_BxHxLxL / 0.75
+            return jnp.einsum("bhqk,bkhe->bqhe", weights, value)
+
+        def gradients(attention):
+            return jax.grad(lambda *a: (attention(*a) * weight).sum(), (0, 1, 2))(query, key, value)
+
+        ours = gradients(lambda *a: blocked(*a, mask, rate=0.25))
+        for grad, want in zip(ours, gradients(plain), strict=True):
+            assert np.linalg.norm(want) > 1
+            np.testing.assert_allclose(grad, want, 1e-9, 1e-12)
+
+
+def test_bfloat16_loses_far_less_than_with_scores_in_bfloat16():
+    *arrays, weight, mask = draw(2 * QUERIES)
+    low = [jnp.asarray(4 * a, jnp.bfloat16) for a in arrays]
+
+    def found(attention, dtype):
+        out, pull = jax.vjp(lambda *a: attention(*a, mask=mask), *[a.astype(dtype) for a in low])
+        return [out, *pull(jnp.asarray(weight, dtype))]
+
+    exact = found(blocked, jnp.float32)
+    ours, flax = found(blocked, jnp.bfloat16), found(nn.dot_product_attention, jnp.bfloat16)
+    for narrow, other, wide in zip(ours, flax, exact, strict=True):
+        assert narrow.dtype == jnp.bfloat16
+        error = np.linalg.norm(narrow.astype(np.float32) - wide)
+        error_of_flax = np.linalg.norm(other.astype(np.float32) - wide)
+        assert 0 < error < error_of_flax / 2
+
+
+def test_a_cell_without_a_gene_has_finite_gradients():
+    *arrays, weight, mask = draw(40)
+    grads = jax.grad(lambda *a: (blocked(*a, mask & False) * weight).sum(), (0, 1, 2))(*arrays)
+    assert all(np.isfinite(grad).all() for grad in grads)
 
 
 def test_no_array_over_all_pairs_of_positions_is_held():

@@ -7,7 +7,7 @@ import pytest
 from kernels.cab import cab_loss
 from scaling.corpus import build, simulate
 from scaling.evaluate import masked_genes
-from scaling.pretrain import loop, masking
+from scaling.pretrain import masking, step
 from scaling.pretrain.batches import cell_hashes
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.settings import Settings
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(corpus):
-    params = loop.initial_params(0, MODEL, len(corpus.vocabulary))
+    params = step.initial_params(0, MODEL, len(corpus.vocabulary))
     # Far from uniform, so that predictions differ between cells and repeat within them.
     params["bias"] = jax.random.normal(jax.random.key(1), params["bias"].shape)
     params["embedding"] = 10 * params["embedding"]
@@ -38,7 +38,7 @@ def params(corpus):
 
 def masked_cells(corpus, rows):
     cell = cell_hashes(corpus.obs["cell_id"].to_numpy()[rows])
-    keys = masking.draw_keys(loop.HELD_OUT_SEED, np.zeros(len(rows), np.int32), cell)
+    keys = masking.draw_keys(step.HELD_OUT_SEED, np.zeros(len(rows), np.int32), cell)
     tokens = corpus.tokens(rows, MODEL.length)
     return masking.mask_cells(tokens, keys, len(corpus.vocabulary), MASK)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scaling.corpus.vocabulary import MASK, PAD
+from scaling.corpus.tokens import MASK, PAD
 from scaling.pretrain import masking
 
 B, L, V = 300, 200, 400

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from scaling.pretrain.loop import initial_params
 from scaling.pretrain.model import ModelSettings, RankEncoder, count_parameters
+from scaling.pretrain.step import initial_params
 
 SMALL = ModelSettings(
     layers=2, width=12, heads=3, feed_forward=20, length=10, activation="relu", dropout=0.5,

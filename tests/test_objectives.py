@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kernels.cab import blocked
-from scaling.corpus.vocabulary import PAD
+from scaling.corpus.tokens import PAD
 from scaling.pretrain import masking
 from scaling.pretrain.objectives import Loss, ObjectiveSettings, objective
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.corpus.ranks import rank_tokens
-from scaling.corpus.vocabulary import SPECIAL
+from scaling.corpus.tokens import SPECIAL
 
 CELLS = 200
 

@@ -16,7 +16,8 @@ from scaling.corpus import build, readers
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed, scores
-from scaling.pretrain import loop
+from scaling.pretrain import loop, step
+from scaling.pretrain.model import RankEncoder
 from scaling.pretrain.writer import read_rows
 from scaling.settings import Settings
 
@@ -177,10 +178,10 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
 
 def test_embedding_is_the_mean_of_real_positions_whatever_the_padding(done):
     settings = Settings.from_config(small_config()).run
-    params = loop.initial_params(0, settings.model, 302)
+    params = step.initial_params(0, settings.model, 302)
     tokens = np.zeros((1, settings.model.length), np.int32)
     tokens[0, :5] = [9, 4, 30, 2, 77]
-    encoder = loop.RankEncoder(settings.model, 302)
+    encoder = RankEncoder(settings.model, 302)
     states = encoder.apply({"params": params}, tokens[:, :5], method="encode")
     found = embed.embed_tokens(params, settings.model, -2, [tokens])
     np.testing.assert_allclose(found, jax.numpy.mean(states[-2], 1), rtol=1e-4, atol=1e-5)

@@ -3,7 +3,8 @@
 import numpy as np
 import scipy.sparse as sp
 
-from scaling.corpus.vocabulary import SPECIAL, TARGET_SUM
+from scaling.corpus.tokens import SPECIAL
+from scaling.corpus.vocabulary import TARGET_SUM
 
 
 def rank_tokens(

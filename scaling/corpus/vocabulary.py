@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-PAD, MASK = 0, 1
-SPECIAL = ("<pad>", "<mask>")
+from scaling.corpus.tokens import SPECIAL
+
 TARGET_SUM = 10_000.0  # counts of a cell are scaled to this total
 ENSEMBL = re.compile(r"(ENS[A-Z]*G[R]?\d+)(\.\d+)?$")
 

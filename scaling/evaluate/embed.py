@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from scaling.corpus import build, readers
 from scaling.corpus.shards import Corpus
-from scaling.corpus.vocabulary import PAD, Vocabulary
+from scaling.corpus.tokens import PAD
+from scaling.corpus.vocabulary import Vocabulary
 from scaling.pretrain.model import ModelSettings, RankEncoder
 
 BATCH = 64

@@ -10,9 +10,9 @@ from kernels.cab import cab_loss, masked_lm_loss
 from scaling.corpus.shards import Corpus
 from scaling.pretrain import masking
 from scaling.pretrain.batches import cell_hashes
-from scaling.pretrain.loop import HELD_OUT_SEED
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.predictions import cell_metrics
+from scaling.pretrain.step import HELD_OUT_SEED
 
 BATCH = 64
 

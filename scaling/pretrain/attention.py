@@ -1,5 +1,7 @@
 """Queries, keys and values -> attention, some queries at a time; scores are never kept."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +20,10 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017), an `attention_fn` of Flax.
 
-    The backward pass computes the scores again, so that memory grows with L and not with L^2. As
-    in Flax's own, a score that dropout takes is taken in all cells and heads of the batch.
+    The backward pass computes the scores again (FlashAttention, Dao et al. 2022), so that memory
+    grows with L and not with L^2; of dropout one byte per score is kept. As in Flax's own, a score
+    that dropout takes is taken in all cells and heads of the batch. Scores and their softmax have
+    at least float32.
 
     Args:
       query, key, value: [B, L, H, D / H].
@@ -31,36 +35,103 @@ def attend(
     Returns:
       [B, L, H, D / H].
     """
-    batch, length, heads, width = query.shape
-    rows = min(QUERIES, length)
-    blocks = -(-length // rows)
-    query = jnp.pad(query * width**-0.5, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
-    query_KxBxHxRxE = query.reshape(batch, blocks, rows, heads, width).transpose(1, 0, 3, 2, 4)
+    length, width = query.shape[1], query.shape[3]
+    rate = 0.0 if deterministic else dropout_rate
+    query_KxBxHxRxE = _cut(query * width**-0.5, min(QUERIES, length))
     key_BxHxLxE, value_BxHxLxE = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    arrays = query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask
+    return _join(_blocks(*arrays, dropout_rng if rate else None, rate))[:, :length]
 
-    @jax.checkpoint
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _blocks(query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, rng, rate: float):
+    return _forward(query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, rng, rate)[0]
+
+
+def _forward(query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, rng, rate: float):
     def block(args):
         query_BxHxRxE, number = args
-        scores = jnp.einsum("bhre,bhle->bhrl", query_BxHxRxE, key_BxHxLxE)
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        scores = _scores(query_BxHxRxE, key_BxHxLxE, mask)
+        peak = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - peak)
         total = weights.sum(-1, keepdims=True)
-        if not deterministic and dropout_rate > 0:
-            kept = _kept(jax.random.fold_in(dropout_rng, number), dropout_rate, rows, length)
-            weights = weights * (kept / (1 - dropout_rate))
-        return jnp.einsum("bhrl,bhle->bhre", weights, value_BxHxLxE) / total
+        kept_RxL = None
+        if rate:
+            kept_RxL = _kept(jax.random.fold_in(rng, number), rate, weights.shape[2:])
+            weights, total = jnp.where(kept_RxL, weights, 0.0), total * (1 - rate)
+        out = _product("bhrl,bhle->bhre", weights, value_BxHxLxE) / total
+        return out, peak, total, kept_RxL
 
-    out_KxBxHxRxE = jax.lax.map(block, (query_KxBxHxRxE, jnp.arange(blocks)))
-    out = out_KxBxHxRxE.transpose(1, 0, 3, 2, 4).reshape(batch, -1, *value.shape[2:])
-    return out[:, :length]
+    results = jax.lax.map(block, (query_KxBxHxRxE, jnp.arange(len(query_KxBxHxRxE))))
+    residuals = query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, *results
+    return results[0].astype(query_KxBxHxRxE.dtype), residuals
 
 
-def _kept(rng: jax.Array, rate: float, rows: int, length: int) -> jax.Array:
-    """bool [rows, length], True with probability 1 - rate to within 1 / 131,072.
+def _backward(rate: float, residuals, d_out_KxBxHxRxE):
+    query, key_BxHxLxE, value_BxHxLxE, mask, out, peak, total, kept_KxRxL = residuals
+    d_out = d_out_KxBxHxRxE / total
+    along = (d_out * out).sum(-1, keepdims=True) * (1 - rate)
+
+    def block(carry, args):
+        d_key_BxHxExL, d_value_BxHxExL = carry
+        query_BxHxRxE, d_out_BxHxRxE, along, peak, kept_RxL = args
+        weights = jnp.exp(_scores(query_BxHxRxE, key_BxHxLxE, mask) - peak)
+        d_weights = _product("bhre,bhle->bhrl", d_out_BxHxRxE, value_BxHxLxE)
+        kept_weights = weights
+        if rate:
+            kept_weights = jnp.where(kept_RxL, weights, 0.0)
+        d_scores = kept_weights * d_weights - weights * along
+        # E x L, not L x E: the large operand is then read as it lies, in a third of the time.
+        d_value_BxHxExL += _product("bhre,bhrl->bhel", d_out_BxHxRxE, kept_weights)
+        d_key_BxHxExL += _product("bhre,bhrl->bhel", query_BxHxRxE, d_scores)
+        return (d_key_BxHxExL, d_value_BxHxExL), _product("bhrl,bhle->bhre", d_scores, key_BxHxLxE)
+
+    zero = jnp.zeros_like(jnp.swapaxes(key_BxHxLxE, 2, 3), out.dtype)
+    (d_key, d_value), d_query = jax.lax.scan(
+        block, (zero, zero), (query, d_out, along, peak, kept_KxRxL)
+    )
+    d_key, d_value = jnp.swapaxes(d_key, 2, 3), jnp.swapaxes(d_value, 2, 3)
+    dtype = query.dtype
+    return d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype), None, None
+
+
+_blocks.defvjp(_forward, _backward)
+
+
+def _scores(query_BxHxRxE, key_BxHxLxE, mask):
+    scores = _product("bhre,bhle->bhrl", query_BxHxRxE, key_BxHxLxE)
+    return jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+
+
+def _product(sum_of: str, left, right):
+    """A product in the narrower of both types, added up in float32 or wider."""
+    dtype = min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
+    return jnp.einsum(
+        sum_of, left.astype(dtype), right.astype(dtype),
+        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    )
+
+
+def _cut(x_BxLxHxE, rows: int):
+    """The K blocks of rows, each B x H x rows x E; the last is filled with zeros."""
+    batch, length, heads, width = x_BxLxHxE.shape
+    blocks = -(-length // rows)
+    x = jnp.pad(x_BxLxHxE, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
+    return x.reshape(batch, blocks, rows, heads, width).transpose(1, 0, 3, 2, 4)
+
+
+def _join(x_KxBxHxRxE):
+    _, batch, heads, _, width = x_KxBxHxRxE.shape
+    return x_KxBxHxRxE.transpose(1, 0, 3, 2, 4).reshape(batch, -1, heads, width)
+
+
+def _kept(rng: jax.Array, rate: float, shape: tuple[int, int]) -> jax.Array:
+    """bool, True with probability 1 - rate to within 1 / 131,072.
 
     Drawing is what dropout costs: a word decides twice, and XLA's own generator draws it, which
     is quicker than jax's default.
     """
+    rows, length = shape
     words_of_key = jnp.tile(jax.random.key_data(rng).reshape(-1), 2)[:4]
     rng = jax.random.wrap_key_data(words_of_key, impl="rbg")
     words = jax.random.bits(rng, (rows, -(-length // 2)), jnp.uint32)

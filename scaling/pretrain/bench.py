@@ -8,14 +8,14 @@ import numpy as np
 import optax
 
 from kernels.cab import bench, cab_loss, masked_lm_loss
-from scaling.pretrain import loop, masking, optimizer
+from scaling.pretrain import masking, optimizer, step
 from scaling.pretrain.model import RankEncoder
 
 STEPS = 1_000  # of the learning rate's schedule
 SEEDS = {"init": np.uint32(0), "mask": np.uint32(0)}
 
 
-def steps(settings: loop.RunSettings, vocabulary: int, cells: int) -> dict[str, bench.Case]:
+def steps(settings: step.RunSettings, vocabulary: int, cells: int) -> dict[str, bench.Case]:
     """One whole training step with each objective: masking, model, loss, AdamW, metrics.
 
     Args:
@@ -24,17 +24,17 @@ def steps(settings: loop.RunSettings, vocabulary: int, cells: int) -> dict[str, 
       cells: of a batch, all of full length.
     """
 
-    def step(name: str) -> bench.Case:
+    def of(name: str) -> bench.Case:
         objective = dataclasses.replace(settings.objective, name=name)
         program = dataclasses.replace(settings, objective=objective).program()
 
         def case() -> bench.Program:
-            params = loop.initial_params(0, settings.model, vocabulary)
+            params = step.initial_params(0, settings.model, vocabulary)
             moments = optimizer.optimizer(settings.train, STEPS).init(params)
-            state = loop.State(params, moments, jnp.int32(0))
+            state = step.State(params, moments, jnp.int32(0))
             batch = _batch(settings.model.length, vocabulary, cells)
             args = state, batch, SEEDS
-            compiled = loop.train_step.lower(*args, program=program, steps=STEPS).compile()
+            compiled = step.train_step.lower(*args, program=program, steps=STEPS).compile()
 
             def run():
                 nonlocal state
@@ -45,10 +45,10 @@ def steps(settings: loop.RunSettings, vocabulary: int, cells: int) -> dict[str, 
 
         return case
 
-    return {"mlm": step("mlm"), "cab": step("cab")}
+    return {"mlm": of("mlm"), "cab": of("cab")}
 
 
-def one_cell(settings: loop.RunSettings, vocabulary: int) -> dict[str, bench.Case]:
+def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Case]:
     """Loss and gradients of one cell through the whole model: masked slots alone, and literally.
 
     "literal cab" is the published form over all positions; "full-length mlm" is BERT's head, which
@@ -57,7 +57,7 @@ def one_cell(settings: loop.RunSettings, vocabulary: int) -> dict[str, bench.Cas
 
     def case_of(loss) -> bench.Case:
         def case() -> bench.Program:
-            params = loop.initial_params(0, settings.model, vocabulary)
+            params = step.initial_params(0, settings.model, vocabulary)
             batch = _batch(settings.model.length, vocabulary, 1)
             keys_B = masking.draw_keys(0, batch["epoch"], batch["cell"])
             cells = masking.mask_cells(batch["tokens"], keys_B, vocabulary, settings.masking)

@@ -2,129 +2,30 @@
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from scaling.corpus import subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
-from scaling.pretrain import batches, checkpoint, masking, optimizer, predictions, sharding
-from scaling.pretrain.model import ModelSettings, RankEncoder, count_parameters
-from scaling.pretrain.objectives import Loss, ObjectiveSettings, objective
+from scaling.pretrain import batches, checkpoint, optimizer, sharding
+from scaling.pretrain.model import ModelSettings, count_parameters
+from scaling.pretrain.step import (
+    HELD_OUT_SEED,
+    RunSettings,
+    State,
+    held_out_sums,
+    initial_params,
+    train_step,
+)
 from scaling.pretrain.writer import METRICS, RunWriter, read_rows
 
 SETTINGS, DONE, CHECKPOINTS = "settings.json", "done.json", "checkpoints"
-HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
 CONVERGED = 0.01  # a run is not converged while its last tenth lowers the loss by more
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """All that one pretraining run depends on, beside the corpus."""
-
-    model: ModelSettings
-    masking: masking.MaskingSettings
-    objective: ObjectiveSettings
-    train: optimizer.TrainSettings
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Mapping]) -> "RunSettings":
-        """Reads the parts of a config of the fields of `configs/default.py` that a run needs.
-
-        Raises:
-          ValueError: a setting that contradicts itself or another.
-        """
-        return cls(
-            ModelSettings(**config["model"]),
-            masking.MaskingSettings(**config["masking"]),
-            ObjectiveSettings(**config["objective"]),
-            optimizer.TrainSettings(**config["train"]),
-        )
-
-    def hash(self, corpus: Corpus) -> str:
-        """Names a run's settings and the corpus's vocabulary and cells, hex."""
-        content = json.dumps([dataclasses.asdict(self), corpus.manifest["checksums"]])
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-    def program(self) -> "RunSettings":
-        """The settings that a compiled step depends on: runs that differ in the rest share it."""
-        rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0}
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
-
-
-@flax.struct.dataclass
-class State:
-    """What a step changes."""
-
-    params: dict
-    optimizer: optax.OptState
-    step: jax.Array
-
-
-@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="state")
-def train_step(state: State, batch: dict, seeds: dict, program: RunSettings, steps: int):
-    """One update; a pure function of its arguments. Returns (state, numbers to be logged)."""
-    model = RankEncoder(program.model, len(state.params["bias"]))
-    keys_B = masking.draw_keys(seeds["mask"], batch["epoch"], batch["cell"])
-    cells = masking.mask_cells(batch["tokens"], keys_B, model.vocabulary, program.masking)
-
-    def loss(params):
-        hidden_BxMxD = model.apply(
-            {"params": params},
-            cells.inputs_BxL,
-            cells.slots_BxM,
-            deterministic=False,
-            rngs={"dropout": jax.random.fold_in(jax.random.key(seeds["init"]), state.step)},
-        )
-        sums, out = objective(
-            hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
-        )
-        return sums.value(program.objective), (sums, out.top_p_BxM)
-
-    (value, (sums, top_BxM)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    adamw = optimizer.optimizer(program.train, steps)
-    update, moments = adamw.update(grads, state.optimizer, state.params)
-    of_cells = predictions.cell_metrics(
-        top_BxM, cells.labels_BxM, cells.hidden_BxM, cells.known_BxV
-    )
-    logged = {
-        "loss": value,
-        "sums": sums,
-        "cells": (of_cells.pop("slots") > 0).sum(),
-        "of_cells": {name: value_B.sum() for name, value_B in of_cells.items()},
-        "surplus": cells.surplus_B.sum(),
-        "gradient_norm": optax.tree.norm(grads),
-    }
-    return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def held_out_sums(params: dict, batch: dict, program: RunSettings) -> Loss:
-    """Loss parts of held-out cells under their fixed masks, without dropout."""
-    model = RankEncoder(program.model, len(params["bias"]))
-    keys_B = masking.draw_keys(HELD_OUT_SEED, batch["epoch"], batch["cell"])
-    cells = masking.mask_cells(batch["tokens"], keys_B, model.vocabulary, program.masking)
-    hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
-    return objective(
-        hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
-    )[0]
-
-
-@functools.partial(jax.jit, static_argnames=("model", "vocabulary"))
-def initial_params(seed: int, model: ModelSettings, vocabulary: int) -> dict:
-    """Weights before any training, from the init seed."""
-    tokens, slots = jnp.zeros((1, model.length), jnp.int32), jnp.zeros((1, 1), jnp.int32)
-    return RankEncoder(model, vocabulary).init(jax.random.key(seed), tokens, slots)["params"]
 
 
 def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dict:
@@ -138,7 +39,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
       ValueError: the folder holds a run of other settings, or settings contradict the data.
       FloatingPointError: the loss is not finite; the step is named.
     """
-    name = settings.hash(corpus)
+    name = settings.hash(corpus.manifest["checksums"])
     _claim(folder, settings, name, corpus)
     if (folder / DONE).exists():
         return json.loads((folder / DONE).read_text())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scaling.corpus.vocabulary import MASK, PAD, SPECIAL
+from scaling.corpus.tokens import MASK, PAD, SPECIAL
 
 
 @dataclasses.dataclass(frozen=True)

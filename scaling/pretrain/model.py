@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling.corpus.vocabulary import PAD
+from scaling.corpus.tokens import PAD
 from scaling.pretrain.attention import attend
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}

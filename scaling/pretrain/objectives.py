@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels.cab import CabLoss, cab_loss, masked_lm_loss
 from kernels.cab.api import IMPLEMENTATIONS
-from scaling.corpus.vocabulary import PAD
+from scaling.corpus.tokens import PAD
 from scaling.pretrain.masking import MaskedCells
 
 NAMES = ("mlm", "cab", "cab_no_similarity")

@@ -1,0 +1,59 @@
+"""The training step compiled for accelerators that are not there, and the memory it takes."""
+
+import time
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling.pretrain import optimizer, step
+
+
+def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
+    """Compiles one step, its cells split over a TPU slice, and reads what the compiler reports.
+
+    Args:
+        run: settings of the run.
+        genes: V, tokens of the vocabulary.
+        topology: kind and shape of the slice, as "v5e:2x4".
+
+    Returns:
+        Bytes per device (temporaries, arguments), cells per device, the number of Pallas kernels
+        in the program, seconds to compile.
+    """
+    devices = topologies.get_topology_desc(topology, "tpu").devices
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    batch = {
+        "tokens": np.zeros((run.train.batch, run.model.length), np.int32),
+        "epoch": np.zeros(run.train.batch, np.int32),
+        "cell": np.zeros(run.train.batch, np.uint32),
+    }
+    params = jax.eval_shape(lambda: step.initial_params(0, run.model, genes))
+    moments = jax.eval_shape(optimizer.optimizer(run.train, 1_000).init, params)
+    state = _on(mesh, P(), step.State(params, moments, np.zeros((), np.int32)))
+    seeds = {"init": np.uint32(0), "mask": np.uint32(0)}
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = step.train_step.lower(
+            state, _on(mesh, P("data"), batch), seeds, program=run.program(), steps=1_000
+        )
+        memory = lowered.compile().memory_analysis()
+    return {
+        "topology": topology,
+        "devices": len(devices),
+        "cells_per_device": run.train.batch // len(devices),
+        "temporary_bytes_per_device": memory.temp_size_in_bytes,
+        "argument_bytes_per_device": memory.argument_size_in_bytes,
+        "kernels": lowered.as_text().count("tpu_custom_call"),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _on(mesh: jax.sharding.Mesh, spec: P, tree):
+    """Shapes and types of a tree's arrays, all placed alike."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+    )
