@@ -4,6 +4,7 @@ Arrays inside are M x B x W, W genes of a block: slots first, because blocking i
 them. What is kept beside inputs and gradients is O(B M W), and B M M for the Gram matrix.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -60,10 +61,13 @@ def assignment(
 
     def update(carry, block):
         true, other, best, top, products = carry
-        P, u = _probabilities(hidden_MxBxD, block, rows)
-        _, q = jax.lax.scan(
-            lambda c, row: (c * row[1], c * row[0]), block.unknown_KxBxW.astype(P.dtype), (P, u)
-        )
+        P = _probabilities(hidden_MxBxD, block, rows)
+
+        def forwards(c, slot):
+            P, row = slot
+            return c * _left(P, row, block), c * P
+
+        _, q = jax.lax.scan(forwards, block.unknown_KxBxW.astype(P.dtype), (P, _columns(rows)))
         true += _at(rows.label, q, block)
         other += jnp.where(_is(rows.label, block), 0.0, q).sum(-1)
         best_here, top_here = _highest(q, block)
@@ -114,8 +118,8 @@ def weights(
     blocks = _cut(embedding_VxD, bias_V, known_BxV, first)
 
     def update(carry, block):
-        P, u, _, w_later = _chain(hidden_MxBxD, block, rows, similarity)
-        s = P / u * w_later
+        P = _probabilities(hidden_MxBxD, block, rows)
+        s = _chain(P, block, rows, similarity, lambda P, u, w, w_later, row: P / u * w_later)
         at_top, elsewhere = carry
         elsewhere += jnp.where(_is(rows.top, block), 0.0, s).sum(-1)
         return (at_top + _at(rows.top, s, block), elsewhere), None
@@ -137,18 +141,22 @@ def gradients(
     blocks = _cut(embedding_VxD, bias_V, known_BxV, first)
     dtype = _accumulate(hidden_BxMxD)
 
+    def by_logits(block, P, u, w, w_later, row, at_top, elsewhere):
+        through = jnp.where(row.top == block.genes_KxW, w_later, w_later / u - at_top) - elsewhere
+        return w - P * (row.sum_w + through) + by_logits_plain(block, P, u, row)
+
+    def by_logits_plain(block, P, u, row):
+        return row.on_p * jnp.where(row.label == block.genes_KxW, -u, P)
+
     def update(d_hidden, block):
+        P = _probabilities(hidden_MxBxD, block, rows)
         if known_BxV is None:
-            P, u = _probabilities(hidden_MxBxD, block, rows)
-            d_logits = 0.0
+            row = _columns(rows)
+            d_logits = by_logits_plain(block, P, _left(P, row, block), row)
         else:
-            P, u, w, w_later = _chain(hidden_MxBxD, block, rows, similarity)
-            at_top, elsewhere, sum_w = (
-                a[..., None] for a in (at_top_BxM.T, elsewhere_BxM.T, rows.sum_w)
-            )
-            through = jnp.where(_is(rows.top, block), w_later, w_later / u - at_top) - elsewhere
-            d_logits = w - P * (sum_w + through)
-        d_logits += rows.on_p[..., None] * jnp.where(_is(rows.label, block), -u, P)
+            use = functools.partial(by_logits, block)
+            sums = _columns((at_top_BxM.T, elsewhere_BxM.T))
+            d_logits = _chain(P, block, rows, similarity, use, *sums)
         low = d_logits.astype(hidden_MxBxD.dtype)
         d_hidden += jnp.einsum(
             "mbw,wd->mbd", low, block.embedding_KxWxD, preferred_element_type=dtype
@@ -169,44 +177,44 @@ def gradients(
     )
 
 
-def _chain(hidden_MxBxD, block: _Blocks, rows: Rows, similarity: str):
-    """P, u, w and the sum of all later w of a block: over the slots forwards, then backwards."""
-    P, u = _probabilities(hidden_MxBxD, block, rows)
-    unknown = block.unknown_KxBxW.astype(P.dtype)
-    is_label = _is(rows.label, block)
-    at_label, beside, scale, weight, along = (
-        a[..., None] for a in (rows.at_label, rows.beside, rows.scale, rows.weight, rows.along)
-    )
+def _chain(P_MxBxW, block: _Blocks, rows: Rows, similarity: str, use, *of_slots):
+    """use(P, u, w, sum of all later w, row, ...) of each slot and gene of a block, M x B x W.
+
+    Over the slots forwards, then backwards; `of_slots` are more arrays M x B x 1 for `use`.
+    """
+    unknown = block.unknown_KxBxW.astype(P_MxBxW.dtype)
 
     def forwards(carry, slot):
         c, earlier = carry
-        P, u, scale = slot
+        P, row = slot
         q = c * P
-        return (c * u, earlier + q * scale), (q, earlier)
+        return (c * _left(P, row, block), earlier + q * row.scale), (q, earlier)
 
     def backwards(carry, slot):
         later, w_later = carry
-        q, earlier, is_label, at_label, beside, scale, weight, along = slot
-        w = jnp.where(is_label, at_label, q * beside)
+        P, q, earlier, row, *of_slot = slot
+        w = jnp.where(row.label == block.genes_KxW, row.at_label, q * row.beside)
         if similarity != "none":
-            row = q * scale
-            toward = row if similarity == "cosine" else 1.0
-            w += weight * row * (earlier + later - along * toward)
-            later += row
-        return (later, w_later + w), (w, w_later)
+            part = q * row.scale
+            toward = part if similarity == "cosine" else 1.0
+            w += row.weight * part * (earlier + later - row.along * toward)
+            later += part
+        return (later, w_later + w), use(P, _left(P, row, block), w, w_later, row, *of_slot)
 
-    zero = jnp.zeros_like(unknown)
-    _, (q, earlier) = jax.lax.scan(forwards, (unknown, zero), (P, u, scale))
-    slots = q, earlier, is_label, at_label, beside, scale, weight, along
-    _, (w, w_later) = jax.lax.scan(backwards, (zero, zero), slots, reverse=True)
-    return P, u, w, w_later
+    zero, row = jnp.zeros_like(unknown), _columns(rows)
+    _, (q, earlier) = jax.lax.scan(forwards, (unknown, zero), (P_MxBxW, row))
+    slots = P_MxBxW, q, earlier, row, *of_slots
+    return jax.lax.scan(backwards, (zero, zero), slots, reverse=True)[1]
 
 
 def _probabilities(hidden_MxBxD, block: _Blocks, rows: Rows):
-    """P and u = 1 - P of a block."""
     x = _logits(hidden_MxBxD, block)
-    P = jnp.exp(x - rows.peak[..., None]) * rows.inverse[..., None]
-    return P, jnp.where(_is(rows.top, block), rows.left[..., None], 1.0 - P)
+    return jnp.exp(x - rows.peak[..., None]) * rows.inverse[..., None]
+
+
+def _left(P, row: Rows, block: _Blocks):
+    """u = 1 - P."""
+    return jnp.where(row.top == block.genes_KxW, row.left, 1.0 - P)
 
 
 def _logits(hidden_MxBxD, block: _Blocks):
@@ -263,6 +271,11 @@ def _at(gene, values, block: _Blocks):
 
 def _by_slot(rows: Rows) -> Rows:
     return jax.tree.map(jnp.transpose, rows)
+
+
+def _columns(rows):
+    """Numbers of slots, M x B, that broadcast over genes: M x B x 1."""
+    return jax.tree.map(lambda a: a[..., None], rows)
 
 
 def _accumulate(hidden):

@@ -26,14 +26,15 @@ def attend(
     at least float32.
 
     Args:
-      query, key, value: [B, L, H, D / H].
+      query: [B, M, H, D / H].
+      key, value: [B, L, H, D / H].
       mask: bool [B, 1, 1, L], keys to be read.
       dropout_rng: key of the dropout of attention weights; None where there is none.
       dropout_rate: share of them that is dropped.
       deterministic: no dropout.
 
     Returns:
-      [B, L, H, D / H].
+      [B, M, H, D / H].
     """
     length, width = query.shape[1], query.shape[3]
     rate = 0.0 if deterministic else dropout_rate
@@ -112,11 +113,11 @@ def _product(sum_of: str, left, right):
     )
 
 
-def _cut(x_BxLxHxE, rows: int):
+def _cut(x_BxMxHxE, rows: int):
     """The K blocks of rows, each B x H x rows x E; the last is filled with zeros."""
-    batch, length, heads, width = x_BxLxHxE.shape
+    batch, length, heads, width = x_BxMxHxE.shape
     blocks = -(-length // rows)
-    x = jnp.pad(x_BxLxHxE, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
+    x = jnp.pad(x_BxMxHxE, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
     return x.reshape(batch, blocks, rows, heads, width).transpose(1, 0, 3, 2, 4)
 
 

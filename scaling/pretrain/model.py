@@ -42,18 +42,28 @@ class Layer(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, real_BxL: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        x_BxLxD: jax.Array,
+        real_BxL: jax.Array,
+        deterministic: bool,
+        slots_BxM: jax.Array | None = None,
+    ) -> jax.Array:
+        """States [B, L, D], or those of some positions alone: [B, M, D]."""
         s = self.settings
         drop = nn.Dropout(s.dropout, deterministic=deterministic)
         attention = nn.MultiHeadDotProductAttention(
             num_heads=s.heads, dropout_rate=s.dropout, deterministic=deterministic,
             attention_fn=attend, name="attention",
         )
-        a_BxLxD = attention(x_BxLxD, mask=real_BxL[:, None, None, :])
-        x_BxLxD = nn.LayerNorm(s.norm_epsilon, name="attention_norm")(x_BxLxD + drop(a_BxLxD))
-        h_BxLxF = ACTIVATIONS[s.activation](nn.Dense(s.feed_forward, name="expand")(x_BxLxD))
-        h_BxLxD = nn.Dense(s.width, name="contract")(h_BxLxF)
-        return nn.LayerNorm(s.norm_epsilon, name="output_norm")(x_BxLxD + drop(h_BxLxD))
+        x_BxMxD = x_BxLxD
+        if slots_BxM is not None:
+            x_BxMxD = jnp.take_along_axis(x_BxLxD, slots_BxM[..., None], axis=1)
+        a_BxMxD = attention(x_BxMxD, x_BxLxD, mask=real_BxL[:, None, None, :])
+        x_BxMxD = nn.LayerNorm(s.norm_epsilon, name="attention_norm")(x_BxMxD + drop(a_BxMxD))
+        h_BxMxF = ACTIVATIONS[s.activation](nn.Dense(s.feed_forward, name="expand")(x_BxMxD))
+        h_BxMxD = nn.Dense(s.width, name="contract")(h_BxMxF)
+        return nn.LayerNorm(s.norm_epsilon, name="output_norm")(x_BxMxD + drop(h_BxMxD))
 
 
 class RankEncoder(nn.Module):
@@ -81,20 +91,27 @@ class RankEncoder(nn.Module):
 
     def encode(self, tokens_BxL: jax.Array, *, deterministic: bool = True) -> list[jax.Array]:
         """Hidden states [B, L, D] after the embedding and after each of the N layers."""
-        real_BxL = tokens_BxL != PAD
+        states = self._below(tokens_BxL, deterministic)
+        return [*states, self.layers[-1](states[-1], tokens_BxL != PAD, deterministic)]
+
+    def _below(self, tokens_BxL: jax.Array, deterministic: bool) -> list[jax.Array]:
+        """The states that the last layer reads, and all before them."""
         x_BxLxD = self.embedding[tokens_BxL] + self.positions[: tokens_BxL.shape[1]]
         x_BxLxD = self.drop(self.norm(x_BxLxD + self.token_type), deterministic=deterministic)
         states = [x_BxLxD]
-        for layer in self.layers:
-            states.append(layer(states[-1], real_BxL, deterministic))
+        for layer in self.layers[:-1]:
+            states.append(layer(states[-1], tokens_BxL != PAD, deterministic))
         return states
 
     def __call__(
         self, tokens_BxL: jax.Array, slots_BxM: jax.Array, *, deterministic: bool = True
     ) -> jax.Array:
-        """States [B, M, D] that the head multiplies with the embedding, at the given positions."""
-        last_BxLxD = self.encode(tokens_BxL, deterministic=deterministic)[-1]
-        x_BxMxD = jnp.take_along_axis(last_BxLxD, slots_BxM[..., None], axis=1)
+        """States [B, M, D] that the head multiplies with the embedding, at the given positions.
+
+        The last layer computes those positions alone.
+        """
+        below_BxLxD = self._below(tokens_BxL, deterministic)[-1]
+        x_BxMxD = self.layers[-1](below_BxLxD, tokens_BxL != PAD, deterministic, slots_BxM)
         x_BxMxD = ACTIVATIONS[self.settings.activation](self.dense(x_BxMxD))
         return self.head_norm(x_BxMxD)
 
