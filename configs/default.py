@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.gene_column = ""  # column of .var with the gene ids; "" is the index
     data.layer = ""  # layer with raw counts; "" looks in .X, then in .raw.X
     data.vocabulary = ""  # vocabulary.json of another corpus; "" makes one from the training pool
+    data.medians = "sketch"  # of a new vocabulary: within 1/128 in one reading; or "exact"
     data.min_cells = 1  # training cells a gene must be found in to get a token
     data.cell_type = "cell_type"  # column of .obs with labels to score on; "" where there are none
     data.donor = "donor"  # column of .obs; used where a file has it
@@ -22,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.held_out = 0.2  # share of cells held out (whole donors, else batches) without score_on
     data.split_seed = 0  # of the choice of held-out donors
     data.cells_per_shard = 10_000  # cells of a token file
+    data.workers = 1  # processes that build the corpus
+    data.scheduler = ""  # address of a dask scheduler to build on; "" is this machine
 
     config.simulation = simulation = ml_collections.ConfigDict()
     simulation.cells = 10_000  # cells to simulate where data.h5ad is ""

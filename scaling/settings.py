@@ -78,5 +78,6 @@ class Settings:
 
     def hash(self) -> str:
         """Names the config, hex."""
-        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = {**dataclasses.asdict(self), "data": self.data.content()}
+        content = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -20,6 +20,7 @@ from scaling.corpus.vocabulary import Vocabulary
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
     cell_type="", donor="", batch="", keep={}, held_out=0.25, split_seed=0, cells_per_shard=7,
+    medians="exact", workers=1, scheduler="",
 )
 ROOT = pathlib.Path(__file__).parents[1]
 COUNTS = np.random.default_rng(0).poisson(1.0, (40, 5))
@@ -192,25 +193,6 @@ def test_a_matrix_stored_by_gene(tmp_path):
 def test_too_few_cells_for_a_vocabulary(tmp_path):
     _write(tmp_path / "a.h5ad")
     _assert_refused(tmp_path, "no gene is found in 99 cells .*lower data.min_cells", min_cells=99)
-
-
-def test_an_interrupted_build_leaves_nothing_and_its_remains_do_not_disturb(tmp_path, monkeypatch):
-    path, out = _write(tmp_path / "a.h5ad"), tmp_path / "out" / "corpus"
-    settings = dataclasses.replace(SETTINGS, h5ad=path)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(build, "_write", interrupt)
-        build.build(settings, out)
-    assert not list(out.parent.iterdir())
-    remains = out.with_name("corpus.partial")  # of a process that was killed
-    remains.mkdir()
-    (remains / "tokens-00099.array_record").touch()
-    build.build(settings, out)
-    assert list(out.parent.iterdir()) == [out]
-    assert not (out / "tokens-00099.array_record").exists()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from scaling.corpus.vocabulary import Vocabulary
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
     cell_type="", donor="", batch="", keep={}, held_out=0.25, split_seed=0, cells_per_shard=7,
+    medians="exact", workers=1, scheduler="",
 )
 
 
@@ -83,8 +84,9 @@ def test_end_to_end(tmp_path, stored, matrix):
     _assert_as_reference(corpus, pd.concat(frames))
 
     manifest = json.loads((corpus.folder / "manifest.json").read_text())
-    assert manifest["settings"] == dataclasses.asdict(
-        dataclasses.replace(SETTINGS, gene_column="symbol", **changes))
+    assert manifest["settings"] == dataclasses.replace(
+        SETTINGS, gene_column="symbol", **changes
+    ).content()
     assert manifest["vocabulary"] == {"hash": corpus.vocabulary.hash, "tokens": 13}
     assert manifest["cells"] == corpus.obs["split"].value_counts().to_dict()
     assert manifest["tokens"] == corpus.obs["length"].sum() == sum((c > 0).sum() for c in counts)
@@ -109,9 +111,9 @@ def many(tmp_path) -> tuple[str, pd.DataFrame]:
     return str(_write(tmp_path / "m.h5ad", sp.csr_matrix(counts), **groups)), _frame("m", counts)
 
 
-@pytest.mark.parametrize("median_bytes", [1, 700, 2**28])
-def test_medians_are_exact_in_one_pass_or_many(tmp_path, monkeypatch, many, median_bytes):
-    monkeypatch.setattr(build, "MEDIAN_BYTES", median_bytes)
+@pytest.mark.parametrize("values", [1, 40, 2**28])
+def test_medians_are_exact_in_one_pass_or_many(tmp_path, monkeypatch, many, values):
+    monkeypatch.setattr(build, "MEDIAN_VALUES", values)
     _assert_as_reference(_build(tmp_path / "corpus", h5ad=many[0], min_cells=4), many[1], 4)
 
 

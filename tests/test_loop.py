@@ -190,7 +190,7 @@ def test_a_folder_of_other_settings_is_refused(whole, tiny_corpus):
     for other in (train(init_seed=1), named("mlm"), train(cells=61)):
         with pytest.raises(ValueError, match="holds a run of other settings or another corpus"):
             pretrain(other, tiny_corpus, whole)
-    manifest = {**tiny_corpus.manifest, "checksums": {"tokens-00000.array_record": "0"}}
+    manifest = {**tiny_corpus.manifest, "checksums": {"tokens-00000.uint16": "0"}}
     with pytest.raises(ValueError, match="give another --workdir"):
         pretrain(SETTINGS, dataclasses.replace(tiny_corpus, manifest=manifest), whole)
     assert sorted(whole.rglob("*")) == before

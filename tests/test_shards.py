@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from array_record.python import array_record_data_source
 
 from scaling.corpus import build, readers
-from scaling.corpus.shards import Corpus, ShardWriter
+from scaling.corpus.shards import Corpus
 
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
     cell_type="", donor="", batch="", keep={}, held_out=0.25, split_seed=0, cells_per_shard=8,
+    medians="exact", workers=1, scheduler="",
 )
 ORDERS = [[0], [29, 0, 12, 13], [3, 3, 25, 3, 25, 1], list(range(30))[::-1]]
 
@@ -57,20 +57,30 @@ def test_tokens_in_the_order_asked_for_cut_and_padded(corpus, rows, length):
         assert cell[:n].tolist() == whole[row][:n].tolist() and not cell[n:].any()
 
 
-def test_shards_hold_as_many_cells_as_asked(tmp_path):
-    cells = [[5, 2], [], [65535], [7], [], [9, 8, 3], [4]]
-    writer = ShardWriter(tmp_path, 2)
-    for part in (cells[:4], cells[4:5], cells[5:]):
-        tokens = np.array([t for cell in part for t in cell], np.uint16)
-        writer.write(tokens, np.array([len(cell) for cell in part]))
-    writer.close()
-    assert writer.names == [f"tokens-0000{k}.array_record" for k in range(3)]
-    read = []
-    for name in writer.names:
-        shard = array_record_data_source.ArrayRecordDataSource([str(tmp_path / name)])
-        records = shard.__getitems__(range(len(shard)))
-        read.append([np.frombuffer(record, "<u2").tolist() for record in records])
-    assert read == [[[5, 2], [65535]], [[7], [9, 8, 3]], [[4]]]
+def test_shards_hold_as_many_cells_as_asked_and_no_two_files(corpus):
+    corpus, counts = corpus
+    shards = corpus.manifest["shards"]
+    assert [shard["name"] for shard in shards] == [f"tokens-0000{k}.uint16" for k in range(5)]
+    # 20 cells of a file, one of them empty, and 11 of another.
+    assert [shard["cells"] for shard in shards] == [7, 8, 4, 8, 3]
+    whole = corpus.tokens(np.arange(30), 8)
+    ends = np.cumsum([shard["cells"] for shard in shards])
+    for shard, end in zip(shards, ends, strict=True):
+        content = np.fromfile(corpus.folder / shard["name"], "<u2")
+        cells = whole[end - shard["cells"] : end]
+        assert content.tolist() == cells[cells > 0].tolist()
+        assert len(content) == shard["tokens"]
+
+
+@pytest.mark.parametrize("change", [None, lambda c: b"", lambda c: c[:-2], lambda c: c + b"xx"])
+def test_a_shard_that_is_missing_or_has_another_size_is_named(corpus, change):
+    path = corpus[0].folder / "tokens-00001.uint16"
+    content = path.read_bytes()
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change(content))
+    with pytest.raises(ValueError, match=f"{path} has .* bytes, {len(content)} were written"):
+        Corpus.open(corpus[0].folder).tokens([0], 4)
 
 
 def test_opens_what_was_built(corpus):
@@ -101,7 +111,7 @@ def test_a_folder_that_is_no_corpus(tmp_path, content):
 def test_a_shard_that_is_missing_from_the_manifest(corpus):
     folder = corpus[0].folder
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["checksums"]["tokens-00001.array_record"]
+    del manifest["shards"][1]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="22 cells in the shards, 30 in obs.parquet; build again"):
         Corpus.open(folder).tokens([0], 4)

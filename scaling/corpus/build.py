@@ -1,7 +1,8 @@
 """One or several `.h5ad` files -> a corpus folder: vocabulary, tokens, annotations, manifest."""
 
+import contextlib
 import dataclasses
-import hashlib
+import fcntl
 import json
 import pathlib
 import shutil
@@ -10,14 +11,15 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from tqdm import tqdm
 
-from scaling.corpus import ranks, readers, shards, subsets, vocabulary
-from scaling.corpus.vocabulary import TARGET_SUM, Vocabulary, summing_columns
+from scaling.corpus import medians, pieces, ranks, readers, shards, subsets, vocabulary, workers
+from scaling.corpus.pieces import Piece, Work
+from scaling.corpus.vocabulary import Vocabulary
 
-FORMAT = 1
-MEDIAN_BYTES = 2**28  # values of as many genes at a time as fit are held for their medians
+FORMAT = 2
+MEDIAN_VALUES = 2**25  # held at once for exact medians
 ANNOTATIONS = ("cell_type", "donor", "batch")
+STAMP, LOCK = "stamp.json", "lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class CorpusSettings:
     gene_column: str
     layer: str
     vocabulary: str
+    medians: str
     min_cells: int
     cell_type: str
     donor: str
@@ -38,6 +41,19 @@ class CorpusSettings:
     held_out: float
     split_seed: int
     cells_per_shard: int
+    workers: int
+    scheduler: str
+
+    def __post_init__(self):
+        if self.medians not in ("sketch", "exact"):
+            raise ValueError(f"data.medians is {self.medians!r}; one of sketch, exact")
+        if min(self.workers, self.cells_per_shard) < 1:
+            raise ValueError("data.workers and data.cells_per_shard must be at least 1")
+
+    def content(self) -> dict:
+        """The fields that decide what the corpus holds: all but who builds it."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in fields if name not in ("workers", "scheduler")}
 
 
 def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
@@ -46,10 +62,14 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     The training pool comes from `h5ad`; held out are the cells of `score_on`, or a share of the
     pool's donors (else batches, else cells). Vocabulary and medians see the pool alone, unless a
     vocabulary is given. A pool cell whose counts equal a held-out cell's is kept from training.
-    The folder appears when all of it is written, or not at all.
+
+    The corpus is the same for any number of workers. The folder appears when all of it is written;
+    until then the work stands beside it in `<out>.partial`, from which a build that was killed
+    goes on. After bad input nothing stays.
 
     Raises:
-      ValueError: bad input, naming the file; or the folder holds another corpus.
+      ValueError: bad input, naming the file; the folder holds another corpus; another build is
+        writing it.
     """
     pool_files = readers.expand(settings.h5ad)
     files = readers.expand(",".join(filter(None, (settings.h5ad, settings.score_on))))
@@ -58,19 +78,20 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     if both := set(pool_files) & set(readers.expand(settings.score_on)):
         raise ValueError(f"{min(both)} is in data.h5ad and in data.score_on; take it out of one")
     stamp = {
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.content(),
         "inputs": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
     if out.exists():
         return _reopen(out, stamp)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _build(settings, files, set(pool_files), stamp, partial)
+    with _alone(out, stamp) as partial:
+        try:
+            _build(settings, files, set(pool_files), stamp, partial)
+        except ValueError:
+            shutil.rmtree(partial)
+            raise
+        for scratch in (STAMP, LOCK):
+            (partial / scratch).unlink()
         partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return shards.Corpus.open(out)
 
 
@@ -85,6 +106,28 @@ def _reopen(out: pathlib.Path, stamp: dict) -> shards.Corpus:
     return corpus
 
 
+@contextlib.contextmanager
+def _alone(out: pathlib.Path, stamp: dict) -> Iterator[pathlib.Path]:
+    """The folder of unfinished work, for one build at a time; emptied where the stamp differs."""
+    partial = out.with_name(out.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with open(partial / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another build is writing {out}; wait for it, or give another --workdir"
+            ) from error
+        content = json.dumps({"format": FORMAT, **stamp})
+        path = partial / STAMP
+        if not path.exists() or path.read_text() != content:
+            for left in partial.iterdir():
+                if left.name != LOCK:
+                    left.unlink()
+            path.write_text(content)
+        yield partial
+
+
 def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     options = {"layer": settings.layer, "gene_column": settings.gene_column}
     sources = [readers.open_source(path, **options) for path in files]
@@ -92,18 +135,36 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     _check_label(settings, scored)
     given = Vocabulary.load(pathlib.Path(settings.vocabulary)) if settings.vocabulary else None
     ids = gene_ids(sources, settings.gene_names, given)
-    obs = _scan(sources, ids, settings)
+    obs = _annotations(sources, settings)
     if settings.score_on:
         held_out = ~obs["dataset"].isin({p.stem for p in pool_files}).to_numpy()
         split_by = "file"
     else:
         held_out, split_by = subsets.hold_out(obs, settings.held_out, settings.split_seed)
+    of = _pieces(sources, obs, ~held_out, settings.cells_per_shard)
+    union = None if given else tuple(_union(ids))
+    by = {"workers": settings.workers, "scheduler": settings.scheduler}
+
+    def work(scan: bool, sketch_of, genes: Vocabulary | None) -> dict[str, Work]:
+        for source in sources if genes else ():
+            _check_overlap(source, ids[source.name], genes)
+        return {s.name: Work(s, folder, ids[s.name], scan, sketch_of, genes) for s in sources}
+
+    left = [p for p in of if not p.scanned(folder).exists()]
+    workers.run(pieces.read, left, work(True, union, given), "reading cells", **by)
+    found = [_numbers(p.scanned(folder), "totals", "fingerprints") for p in of]
+    obs["total"], obs["fingerprint"] = (np.concatenate(part) for part in zip(*found, strict=True))
     obs["split"] = np.where(held_out, "held_out", "pool")
     leaked = ~held_out & obs["fingerprint"].isin(obs["fingerprint"][held_out]).to_numpy()
     obs.loc[leaked, "split"] = "duplicate"
-    genes = given or _from_pool(sources, ids, obs, settings.min_cells)
+    genes = given or _from_pool(sources, ids, union, of, leaked, obs, settings, folder)
     genes.save(folder / shards.VOCABULARY)
-    obs, names, reports = _write(sources, ids, genes, obs, settings, folder)
+    left = [p for p in of if not p.ranked(folder).exists()]
+    workers.run(pieces.read, left, work(False, None, genes), "ranking genes", **by)
+    ranked = [_numbers(p.ranked(folder), "lengths", "covered", "checksum") for p in of]
+    obs["length"] = np.concatenate([lengths for lengths, *_ in ranked])
+    reports = [_report(s, ids[s.name], genes, obs, of, ranked) for s in sources]
+    obs = obs[obs["length"] > 0].reset_index(drop=True)
     for split, remedy in (("pool", "data.h5ad"), ("held_out", "data.score_on")):
         if not (obs["split"] == split).any():
             raise ValueError(
@@ -113,7 +174,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     obs.to_parquet(folder / shards.OBS, index=False)
     frames = [pd.DataFrame({"dataset": name, "gene_id": of_file}) for name, of_file in ids.items()]
     pd.concat(frames).to_parquet(folder / shards.GENES, index=False)
-    names = [shards.VOCABULARY, shards.OBS, shards.GENES, *names]
+    names = [shards.VOCABULARY, shards.OBS, shards.GENES]
     manifest = {
         "format": FORMAT,
         **stamp,
@@ -125,9 +186,51 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
         "identical_in_pool": int(obs["fingerprint"][obs["split"] == "pool"].duplicated().sum()),
         "files": reports,
         "keep_without_file": sorted(set(settings.keep) - {s.name for s in sources}),
-        "checksums": {name: shards.file_checksum(folder / name) for name in names},
+        "shards": [
+            {"name": p.shard, "cells": int((lengths > 0).sum()), "tokens": int(lengths.sum())}
+            for p, (lengths, *_) in zip(of, ranked, strict=True)
+        ],
+        "checksums": {name: shards.file_checksum(folder / name) for name in names}
+        | {p.shard: str(checksum) for p, (*_, checksum) in zip(of, ranked, strict=True)},
     }
     (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for piece in of:
+        piece.scanned(folder).unlink()
+        piece.ranked(folder).unlink()
+
+
+def _pieces(sources, obs, pool: np.ndarray, size: int) -> list[Piece]:
+    """The cells in the order of obs, cut at the files' ends and into pieces of one size."""
+    of = []
+    for source in sources:
+        mine = np.flatnonzero(obs["dataset"] == source.name)
+        for start in range(0, len(mine), size):
+            at = mine[start : start + size]
+            of.append(Piece(len(of), source.name, obs["row"].to_numpy()[at], pool[at]))
+    return of
+
+
+def _numbers(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
+    with np.load(path) as arrays:
+        return tuple(arrays[name] for name in names)
+
+
+def _report(source, ids, genes: Vocabulary, obs, of: list[Piece], ranked) -> dict:
+    mine = obs[obs["dataset"] == source.name]
+    covered = sum(
+        float(c) for p, (_, c, _) in zip(of, ranked, strict=True) if p.dataset == source.name
+    )
+    return {
+        "name": source.name,
+        "path": str(source.path),
+        "matrix": source.matrix,
+        "cells": len(mine),
+        "cells_filtered": len(source.obs) - len(mine),
+        "cells_without_genes": int((mine["length"] == 0).sum()),
+        "genes": len(source.genes),
+        "genes_mapped": int((pieces.positions(ids, genes.genes) >= 0).sum()),
+        "counts_covered": covered / max(float(mine["total"].sum()), 1.0),
+    }
 
 
 def _check_label(settings: CorpusSettings, scored: list[readers.Source]) -> None:
@@ -164,26 +267,17 @@ def gene_ids(
     return ids
 
 
-def _scan(sources, ids, settings) -> pd.DataFrame:
-    """Reads every cell once: its annotations, total and the fingerprint of its counts."""
+def _annotations(sources, settings) -> pd.DataFrame:
+    """One row for each cell that is kept: where it stands, and what is known of it."""
     frames = []
-    union = _union(ids)
     for source in sources:
-        columns = summing_columns(ids[source.name], union)
         kept = _kept(source, settings.keep)
-        totals, prints = [], []
-        with _progress(source, "checking") as bar:
-            for rows, counts in readers.chunks(source, kept):
-                totals.append(np.asarray(counts.sum(1)).ravel())
-                prints += _fingerprints(counts @ columns)
-                bar.update(len(rows))
         obs = source.obs.iloc[kept]
         frame = pd.DataFrame({"row": kept, "dataset": source.name})
         frame["cell_id"] = [f"{source.name}:{name}" for name in obs.index]
         for name in ANNOTATIONS:
             column = getattr(settings, name)
             frame[name] = _text(obs[column]) if column in obs else ""
-        frame["total"], frame["fingerprint"] = np.concatenate(totals), prints
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -211,47 +305,38 @@ def _kept(source: readers.Source, keep: dict[str, dict[str, str]]) -> np.ndarray
     return np.flatnonzero(chosen)
 
 
-def _fingerprints(counts: sp.csr_matrix) -> list[str]:
-    """Hash of each cell's (gene, count) pairs; equal across files where the counts are equal."""
-    counts.sort_indices()
-    prints = []
-    for row in range(counts.shape[0]):
-        part = slice(counts.indptr[row], counts.indptr[row + 1])
-        pairs = np.stack([counts.indices[part], counts.data[part]]).astype("<i8")
-        prints.append(hashlib.blake2b(pairs.tobytes(), digest_size=8).hexdigest())
-    return prints
+def _from_pool(sources, ids, union, of, leaked, obs, settings, folder) -> Vocabulary:
+    """Vocabulary of the pool: genes found in at least min_cells of its cells, their medians."""
+    sketch = medians.Sketch(len(union))
+    for piece in of:
+        sketch.add_sparse(*_numbers(piece.scanned(folder), "places", "cells"))
 
+    def chunks(rows: np.ndarray) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+        for source in sources:
+            mine = obs[rows & (obs["dataset"] == source.name).to_numpy()]["row"].to_numpy()
+            places = pieces.positions(ids[source.name], union)
+            for _, counts in readers.chunks(source, mine):
+                total = np.asarray(counts.sum(1)).ravel()
+                yield total, pieces.select(counts, places, len(union))
 
-def _from_pool(sources, ids, obs: pd.DataFrame, min_cells: int) -> Vocabulary:
-    """Vocabulary of the pool: genes found in at least min_cells of its cells, exact medians."""
-    names = _union(ids)
-    columns = {name: summing_columns(of_file, names) for name, of_file in ids.items()}
-    detected = np.zeros(len(names), np.int64)
-    for _, counts in _pool_counts(sources, obs, columns, "counting genes"):
-        detected += counts.getnnz(axis=0)
-    kept = np.flatnonzero(detected >= max(min_cells, 1))
+    for totals, counts in chunks(leaked):
+        sketch.add(counts, totals, sign=-1)
+    kept = np.flatnonzero(sketch.detected() >= max(settings.min_cells, 1))
     if not len(kept):
         raise ValueError(
-            f"no gene is found in {min_cells} cells of the training pool; lower data.min_cells"
+            f"no gene is found in {settings.min_cells} cells of the training pool; lower "
+            "data.min_cells"
         )
-    medians = np.zeros(len(kept))
-    groups = np.cumsum(detected[kept]) * 8 // MEDIAN_BYTES
-    for group in np.unique(groups):
-        at = np.flatnonzero(groups == group)
-        values = []
-        for totals, counts in _pool_counts(sources, obs, columns, "medians"):
-            part = counts[:, kept[at]].tocoo()
-            values.append((part.col, part.data / totals[part.row] * TARGET_SUM))
-        gene, value = (np.concatenate(v) for v in zip(*values, strict=True))
-        order = np.lexsort((value, gene))
-        ends = np.cumsum(detected[kept[at]])
-        starts, value = ends - detected[kept[at]], value[order]
-        medians[at] = (value[(starts + ends - 1) // 2] + value[(starts + ends) // 2]) / 2
-    return Vocabulary(tuple(names[k] for k in kept), medians)
+    if settings.medians == "exact":
+        pool = (obs["split"] == "pool").to_numpy()
+        middle = medians.exact(sketch, kept, lambda: chunks(pool), MEDIAN_VALUES)
+    else:
+        middle = sketch.medians(kept)
+    return Vocabulary(tuple(union[k] for k in kept), middle)
 
 
 def encode(
-    source: readers.Source, ids: np.ndarray, genes: Vocabulary, rows: np.ndarray | None = None
+    source: readers.Source, ids: np.ndarray, genes: Vocabulary
 ) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray, np.ndarray]]:
     """Rank tokens of a file's cells, chunk by chunk.
 
@@ -259,7 +344,6 @@ def encode(
       source: the file.
       ids: gene ids of its columns, None where a column has none.
       genes: the vocabulary.
-      rows: ascending rows to read; None reads all.
 
     Yields:
       rows [n], counts [n, genes of the file], tokens uint16 (cells one after another),
@@ -268,68 +352,18 @@ def encode(
     Raises:
       ValueError: the file has no gene of the vocabulary.
     """
-    columns = summing_columns(ids, genes.genes)
-    if columns.nnz == 0:
+    _check_overlap(source, ids, genes)
+    places = pieces.positions(ids, genes.genes)
+    for rows, counts in readers.chunks(source):
+        mapped = pieces.select(counts, places, len(genes.genes))
+        totals = np.asarray(counts.sum(1)).ravel()
+        yield rows, counts, *ranks.rank_tokens(mapped, totals, genes.medians)
+
+
+def _check_overlap(source: readers.Source, ids: np.ndarray, genes: Vocabulary) -> None:
+    if not set(genes.genes).intersection(i for i in ids if i is not None):
         raise ValueError(
             f"{source.path}: none of its {len(source.genes)} genes (such as {source.genes[0]!r}) "
             f"is in the vocabulary (such as {genes.genes[0]!r}); map symbols with "
             "data.gene_names, or name the column with the ids by data.gene_column"
         )
-    for chunk, counts in readers.chunks(source, rows):
-        mapped = (counts @ columns).tocsr()
-        mapped.sort_indices()
-        totals = np.asarray(counts.sum(1)).ravel()
-        yield chunk, counts, *ranks.rank_tokens(mapped, totals, genes.medians)
-
-
-def _write(sources, ids, genes: Vocabulary, obs, settings, folder):
-    """Tokens of every cell to shards; drops cells without a gene of the vocabulary."""
-    writer = shards.ShardWriter(folder, settings.cells_per_shard)
-    reports, lengths = [], np.zeros(len(obs), np.int64)
-    for source in sources:
-        mine = np.flatnonzero(obs["dataset"] == source.name)
-        mapped = pd.Series(ids[source.name]).isin(genes.genes).to_numpy()
-        covered, done = 0.0, 0
-        rows = obs["row"].to_numpy()[mine]
-        with _progress(source, "ranking") as bar:
-            for chunk, counts, tokens, length in encode(source, ids[source.name], genes, rows):
-                writer.write(tokens, length)
-                lengths[mine[done : done + len(chunk)]] = length
-                covered += counts[:, mapped].sum()
-                done += len(chunk)
-                bar.update(len(chunk))
-        reports.append({
-            "name": source.name,
-            "path": str(source.path),
-            "matrix": source.matrix,
-            "cells": len(mine),
-            "cells_filtered": len(source.obs) - len(mine),
-            "cells_without_genes": int((lengths[mine] == 0).sum()),
-            "genes": len(source.genes),
-            "genes_mapped": int(mapped.sum()),
-            "counts_covered": float(covered / max(obs["total"].to_numpy()[mine].sum(), 1)),
-        })
-    writer.close()
-    obs["length"] = lengths
-    return obs[obs["length"] > 0].reset_index(drop=True), writer.names, reports
-
-
-def _pool_counts(sources, obs, columns, what):
-    """Yields (totals [n], counts [n, genes]) of the pool's cells, chunk by chunk."""
-    for source in sources:
-        mine = obs[(obs["dataset"] == source.name) & (obs["split"] == "pool")]
-        if not len(mine):
-            continue
-        done = 0
-        with _progress(source, what) as bar:
-            for rows, counts in readers.chunks(source, mine["row"].to_numpy()):
-                yield (
-                    mine["total"].to_numpy()[done : done + len(rows)],
-                    (counts @ columns[source.name]).tocsr(),
-                )
-                done += len(rows)
-                bar.update(len(rows))
-
-
-def _progress(source: readers.Source, what: str) -> tqdm:
-    return tqdm(total=len(source.obs), desc=f"{what} {source.name}", unit="cells", leave=False)

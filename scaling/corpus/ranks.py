@@ -1,10 +1,14 @@
 """Raw counts of cells -> their genes as tokens, by falling expression (rank-value encoding)."""
 
+import numba
 import numpy as np
 import scipy.sparse as sp
 
 from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import TARGET_SUM
+
+BITS = 43  # of a float64 that a bucket leaves out: 512 buckets for each power of two
+CROWD = 64  # scores of a bucket that are still sorted by insertion
 
 
 def rank_tokens(
@@ -17,16 +21,75 @@ def rank_tokens(
     original leaves to an unstable sort, go to the lower token first.
 
     Args:
-      counts_NxG: raw counts of the vocabulary's genes, without stored zeros.
+      counts_NxG: raw counts of the vocabulary's genes, without stored zeros; genes in any order.
       totals_N: counts of each cell over all genes that were measured.
       medians_G: float64 factor of each gene.
 
     Returns:
       tokens: uint16, all cells one after another; lengths: int64 [N], tokens of each cell.
     """
-    lengths_N = np.diff(counts_NxG.indptr)
-    cell = np.repeat(np.arange(len(totals_N)), lengths_N)
-    gene = counts_NxG.indices
-    score = counts_NxG.data / totals_N[cell] * TARGET_SUM / medians_G[gene]
-    order = np.lexsort((gene, -score, cell))
-    return (gene[order] + len(SPECIAL)).astype(np.uint16), lengths_N.astype(np.int64)
+    tokens, crowded_N = np.empty(counts_NxG.nnz, np.uint16), np.zeros(len(totals_N), np.bool_)
+    data = counts_NxG.data.astype(np.float64, copy=False)
+    totals_N = np.asarray(totals_N, np.float64)
+    arrays = counts_NxG.indptr, counts_NxG.indices, data, totals_N, medians_G
+    _rank(*arrays, len(SPECIAL), tokens, crowded_N)
+    for cell in np.flatnonzero(crowded_N):
+        at = slice(counts_NxG.indptr[cell], counts_NxG.indptr[cell + 1])
+        gene = counts_NxG.indices[at]
+        score = data[at] / totals_N[cell] * TARGET_SUM / medians_G[gene]
+        tokens[at] = gene[np.lexsort((gene, -score))] + len(SPECIAL)
+    return tokens, np.diff(counts_NxG.indptr).astype(np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank(indptr, indices, data, totals, medians, first, tokens, crowded):
+    """Sorts each cell by the leading bits of its scores, then by insertion, which ends exactly.
+
+    A cell of which too many scores share a bucket is left to another sort, and marked.
+    """
+    longest = 0
+    for cell in range(len(totals)):
+        longest = max(longest, indptr[cell + 1] - indptr[cell])
+    unsorted, score = np.empty(longest), np.empty(longest)
+    bucket, ends = np.empty(longest, np.int64), np.zeros(1 << 13, np.int64)
+    for cell in range(len(totals)):
+        start, size = indptr[cell], indptr[cell + 1] - indptr[cell]
+        for k in range(size):
+            gene = indices[start + k]
+            unsorted[k] = data[start + k] / totals[cell] * TARGET_SUM / medians[gene]
+        bits = unsorted[:size].view(np.int64)
+        lowest, highest = np.int64(0), np.int64(-1)
+        for k in range(size):
+            bucket[k] = bits[k] >> BITS
+            lowest = bucket[k] if k == 0 else min(lowest, bucket[k])
+            highest = max(highest, bucket[k])
+        buckets = highest - lowest + 1
+        if buckets > len(ends):
+            ends = np.zeros(buckets, np.int64)
+        ends[:buckets] = 0
+        for k in range(size):
+            bucket[k] = highest - bucket[k]
+            ends[bucket[k]] += 1
+        most = ends[0]
+        for b in range(1, buckets):
+            most = max(most, ends[b])
+            ends[b] += ends[b - 1]
+        if most > CROWD:
+            crowded[cell] = True
+            continue
+        for k in range(size - 1, -1, -1):
+            ends[bucket[k]] -= 1
+            place = ends[bucket[k]]
+            score[place] = unsorted[k]
+            tokens[start + place] = indices[start + k] + first
+        for k in range(1, size):
+            s, token = score[k], tokens[start + k]
+            place = k
+            while place > 0 and (
+                score[place - 1] < s
+                or (score[place - 1] == s and tokens[start + place - 1] > token)
+            ):
+                score[place] = score[place - 1]
+                tokens[start + place] = tokens[start + place - 1]
+                place -= 1
+            score[place], tokens[start + place] = s, token

@@ -9,45 +9,12 @@ import pathlib
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from array_record.python import array_record_data_source, array_record_module
 
 from scaling.corpus import readers
 from scaling.corpus.vocabulary import Vocabulary, summing_columns
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
 OBS, GENES = "obs.parquet", "genes.parquet"
-
-
-class ShardWriter:
-    """Writes cells' tokens to `tokens-00000.array_record`, ... of a folder."""
-
-    def __init__(self, folder: pathlib.Path, cells_per_shard: int):
-        self._folder, self._limit = folder, cells_per_shard
-        self._writer, self._cells = None, 0
-        self.names: list[str] = []
-
-    def write(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Appends cells; tokens uint16, one cell after another, lengths int64 [cells].
-
-        A cell without tokens is left out.
-        """
-        for cell in np.split(tokens.astype("<u2"), np.cumsum(lengths)[:-1]):
-            if not len(cell):
-                continue
-            if self._writer is None or self._cells == self._limit:
-                self.close()
-                self.names.append(f"tokens-{len(self.names):05d}.array_record")
-                path = str(self._folder / self.names[-1])
-                self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-                self._cells = 0
-            self._writer.write(cell.tobytes())
-            self._cells += 1
-
-    def close(self) -> None:
-        """Finishes the open shard."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +26,8 @@ class Corpus:
       manifest: settings, files, counts, checksums.
       vocabulary: genes and medians.
       obs: one row a cell, in the order of the records: cell_id, dataset, row (in its file),
-        split ("pool", "held_out", "duplicate"), length (tokens), total (counts), fingerprint,
+        split ("pool", "held_out", "duplicate"), length (tokens), total (counts), fingerprint (of
+        its counts, uint64),
         cell_type, donor, batch ("" where not known).
     """
 
@@ -89,22 +57,44 @@ class Corpus:
         return cls(folder, manifest, vocabulary, pd.read_parquet(folder / OBS))
 
     @functools.cached_property
-    def _records(self) -> array_record_data_source.ArrayRecordDataSource:
-        paths = [str(self.folder / n) for n in self.manifest["checksums"] if n.startswith("tokens")]
-        records = array_record_data_source.ArrayRecordDataSource(paths)
-        if len(records) != len(self.obs):
+    def _shards(self) -> list[np.ndarray]:
+        """Tokens of each shard, one cell after another, read where they are used."""
+        found = []
+        for shard in self.manifest["shards"]:
+            path = self.folder / shard["name"]
+            size = path.stat().st_size if path.exists() else None
+            if size != 2 * shard["tokens"]:
+                raise ValueError(
+                    f"{path} has {size} bytes, {2 * shard['tokens']} were written; copy the "
+                    "corpus again, or build it again"
+                )
+            empty = np.empty(0, "<u2")
+            found.append(np.memmap(path, "<u2", "r") if size else empty)
+        return found
+
+    @functools.cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each cell, int64: its shard, and where in it the cell's tokens start."""
+        cells = [shard["cells"] for shard in self.manifest["shards"]]
+        tokens = [shard["tokens"] for shard in self.manifest["shards"]]
+        if sum(cells) != len(self.obs):
             raise ValueError(
-                f"{self.folder}: {len(records)} cells in the shards, {len(self.obs)} in {OBS}; "
+                f"{self.folder}: {sum(cells)} cells in the shards, {len(self.obs)} in {OBS}; "
                 "build again"
             )
-        return records
+        shard = np.repeat(np.arange(len(cells)), cells)
+        length = self.obs["length"].to_numpy()
+        before = np.cumsum(tokens) - tokens
+        return shard, np.cumsum(length) - length - before[shard]
 
     def tokens(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Rank tokens of cells, cut to the length and padded: int32 [len(rows), length]."""
         tokens = np.zeros((len(rows), length), np.int32)
-        for k, record in enumerate(self._records.__getitems__([int(r) for r in rows])):
-            cell = np.frombuffer(record, "<u2")[:length]
-            tokens[k, : len(cell)] = cell
+        shard, start = self._places
+        cut = np.minimum(self.obs["length"].to_numpy(), length)
+        for k, row in enumerate(rows):
+            at = start[row]
+            tokens[k, : cut[row]] = self._shards[shard[row]][at : at + cut[row]]
         return tokens
 
     def counts(self, rows: np.ndarray) -> sp.csr_matrix:

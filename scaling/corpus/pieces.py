@@ -1,0 +1,140 @@
+"""One piece of a file's cells -> its totals, fingerprints, sketch of medians, and token shard.
+
+Each result is a file of its own in the folder, named by the piece's number, that is there when it
+is whole; so any process may do any piece, and what is done is not done again.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+import scipy.sparse as sp
+
+from scaling.corpus import identical, ranks, readers
+from scaling.corpus.medians import Sketch
+from scaling.corpus.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Cells that one token shard holds.
+
+    Attributes:
+      number: of the piece in the corpus.
+      dataset: name of its file.
+      rows: ascending rows of the file, int64.
+      pool: bool [rows], cells that shape the vocabulary.
+    """
+
+    number: int
+    dataset: str
+    rows: np.ndarray
+    pool: np.ndarray
+
+    def scanned(self, folder: pathlib.Path) -> pathlib.Path:
+        """File with totals, fingerprints and the sketch."""
+        return folder / f"scan-{self.number:05d}.npz"
+
+    def ranked(self, folder: pathlib.Path) -> pathlib.Path:
+        """File with what is known of the shard."""
+        return folder / f"ranks-{self.number:05d}.npz"
+
+    @property
+    def shard(self) -> str:
+        """Name of the token shard."""
+        return f"tokens-{self.number:05d}.uint16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be done with a file's pieces.
+
+    Attributes:
+      source: the file.
+      folder: gets the results.
+      ids: gene ids of its columns, None where a column has none.
+      scan: whether totals and fingerprints are wanted.
+      sketch_of: genes whose medians are sketched, or None.
+      vocabulary: to rank by, or None.
+    """
+
+    source: readers.Source
+    folder: pathlib.Path
+    ids: np.ndarray
+    scan: bool
+    sketch_of: tuple[str, ...] | None
+    vocabulary: Vocabulary | None
+
+
+def read(piece: Piece, work: Work) -> None:
+    """Reads a piece once and writes what is wanted of it."""
+    totals, prints, lengths, covered = [], [], [], 0.0
+    own = sorted({i for i in work.ids if i is not None})
+    hashes, sketch, digest = identical.gene_hashes(own), None, hashlib.sha256()
+    if work.sketch_of is not None:
+        sketch, places = Sketch(len(work.sketch_of)), positions(work.ids, work.sketch_of)
+    columns = positions(work.ids, own)
+    partial = work.folder / f".{piece.shard}.{os.getpid()}"
+    shard = None
+    if work.vocabulary is not None:
+        tokens_of, shard = positions(work.ids, work.vocabulary.genes), open(partial, "wb")
+    try:
+        done = 0
+        for rows, counts in readers.chunks(work.source, piece.rows):
+            total = np.asarray(counts.sum(1)).ravel()
+            totals.append(total)
+            if work.scan:
+                prints.append(identical.fingerprints(select(counts, columns, len(own)), hashes))
+            if sketch is not None:
+                pool = np.flatnonzero(piece.pool[done : done + len(rows)])
+                sketch.add(select(counts[pool], places, len(work.sketch_of)), total[pool])
+            if shard is not None:
+                genes = work.vocabulary
+                mapped = select(counts, tokens_of, len(genes.genes))
+                tokens, length = ranks.rank_tokens(mapped, total, genes.medians)
+                content = tokens.astype("<u2", copy=False).tobytes()
+                shard.write(content)
+                digest.update(content)
+                lengths.append(length)
+                covered += mapped.data.sum()
+            done += len(rows)
+    finally:
+        if shard is not None:
+            shard.close()
+    if work.scan:
+        found = {"totals": np.concatenate(totals), "fingerprints": np.concatenate(prints)}
+        if sketch is not None:
+            found["places"], found["cells"] = sketch.sparse()
+        _save(piece.scanned(work.folder), found)
+    if shard is not None:
+        os.replace(partial, work.folder / piece.shard)
+        _save(piece.ranked(work.folder), {
+            "lengths": np.concatenate(lengths), "covered": covered, "checksum": digest.hexdigest(),
+        })
+
+
+def _save(path: pathlib.Path, arrays: dict) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(partial, path)
+
+
+def positions(ids: np.ndarray, genes) -> np.ndarray:
+    """Place of each column's gene among the genes, int64 [len(ids)]; -1 where it has none."""
+    position = {gene: k for k, gene in enumerate(genes)}
+    return np.array([position.get(i, -1) for i in ids], np.int64)
+
+
+def select(counts: sp.csr_matrix, places: np.ndarray, genes: int) -> sp.csr_matrix:
+    """Counts [n, columns] -> [n, genes], columns of one gene summed, genes in any order."""
+    place = places[counts.indices]
+    kept = place >= 0
+    ends = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
+    chosen = sp.csr_matrix((counts.data[kept], place[kept], ends), (counts.shape[0], genes))
+    known = places[places >= 0]
+    if len(np.unique(known)) < len(known):
+        chosen.sum_duplicates()
+    return chosen
