@@ -46,19 +46,27 @@ class Sketch:
         """Cells in which each gene was found, int64 [genes]."""
         return self.counts.sum(1, dtype=np.int64)
 
-    def middle(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last bucket of the two middle values of each gene, int64 [len(genes)] each."""
-        first, last = np.empty(len(genes), np.int64), np.empty(len(genes), np.int64)
+    def middle(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Where the two middle values of genes stand, int64 [2, len(genes)] each.
+
+        Returns:
+          their place among the gene's values, by size; their bucket; the values in lower buckets;
+          the values in the bucket.
+        """
+        found = np.empty((4, 2, len(genes)), np.int64)
         for k, gene in enumerate(genes):
-            cumulative = np.cumsum(self.counts[gene], dtype=np.int64)
-            of = cumulative[-1]
-            first[k], last[k] = np.searchsorted(cumulative, ((of - 1) // 2, of // 2), "right")
-        return first, last
+            ends = np.cumsum(self.counts[gene], dtype=np.int64)
+            place = np.array([(ends[-1] - 1) // 2, ends[-1] // 2])
+            bucket = np.searchsorted(ends, place, "right")
+            inside = self.counts[gene, bucket]
+            found[:, :, k] = place, bucket, ends[bucket] - inside, inside
+        return tuple(found)
 
     def medians(self, genes: np.ndarray) -> np.ndarray:
-        """Float64 [len(genes)]; each gene must have been found."""
-        first, last = self.middle(genes)
-        return (edge(first) + edge(first + 1) + edge(last) + edge(last + 1)) / 4
+        """Float64 [len(genes)]; each gene must have been found. Even within a bucket."""
+        place, bucket, below, inside = self.middle(genes)
+        low, high = edge(bucket), edge(bucket + 1)
+        return (low + (high - low) * (place - below + 0.5) / inside).mean(0)
 
 
 def edge(bucket: np.ndarray) -> np.ndarray:
@@ -78,33 +86,26 @@ def exact(sketch: Sketch, genes: np.ndarray, chunks, limit: int) -> np.ndarray:
     Returns:
       float64 [len(genes)].
     """
-    first, last = sketch.middle(genes)
-    inside = np.array([
-        sketch.counts[g, f:end].sum(dtype=np.int64)
-        for g, f, end in zip(genes, first, last + 1, strict=True)
-    ])
-    below = np.array([
-        sketch.counts[g, :f].sum(dtype=np.int64) for g, f in zip(genes, first, strict=True)
-    ])
-    medians, groups = np.empty(len(genes)), np.cumsum(inside) // limit
+    place, bucket, below, inside = sketch.middle(genes)
+    # The second middle value stands in the first's bucket, or alone counts from the next one.
+    held = inside[0] + np.where(bucket[1] > bucket[0], inside[1], 0)
+    medians, groups = np.empty(len(genes)), np.cumsum(held) // limit
     for group in np.unique(groups):
         mine = np.flatnonzero(groups == group)
-        place = np.full(len(sketch.counts), -1)
-        place[genes[mine]] = np.arange(len(mine))
-        low, high = edge(first[mine]), edge(last[mine] + 1)
+        order = np.full(len(sketch.counts), -1)
+        order[genes[mine]] = np.arange(len(mine))
+        low, high = edge(bucket[0, mine]), edge(bucket[1, mine] + 1)
         found = []
         for totals, counts in chunks():
-            at = place[counts.indices]
+            at = order[counts.indices]
             cell = np.repeat(np.arange(len(totals)), np.diff(counts.indptr))
             value = counts.data / totals[cell] * TARGET_SUM
             wanted = (at >= 0) & (value >= low[at]) & (value < high[at])
             found.append((at[wanted], value[wanted]))
         gene, value = (np.concatenate(v) for v in zip(*found, strict=True))
         value = value[np.lexsort((value, gene))]
-        starts = np.cumsum(inside[mine]) - inside[mine]
-        of = sketch.counts[genes[mine]].sum(1, dtype=np.int64)
-        middle = [starts + half - below[mine] for half in ((of - 1) // 2, of // 2)]
-        medians[mine] = (value[middle[0]] + value[middle[1]]) / 2
+        starts = np.cumsum(held[mine]) - held[mine]
+        medians[mine] = value[starts + place[:, mine] - below[0, mine]].mean(0)
     return medians
 
 

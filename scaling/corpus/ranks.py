@@ -8,7 +8,7 @@ from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import TARGET_SUM
 
 BITS = 43  # of a float64 that a bucket leaves out: 512 buckets for each power of two
-CROWD = 64  # scores of a bucket that are still sorted by insertion
+MOVES = 32  # for each gene, after which a cell is sorted otherwise
 
 
 def rank_tokens(
@@ -45,7 +45,7 @@ def rank_tokens(
 def _rank(indptr, indices, data, totals, medians, first, tokens, crowded):
     """Sorts each cell by the leading bits of its scores, then by insertion, which ends exactly.
 
-    A cell of which too many scores share a bucket is left to another sort, and marked.
+    A cell of which so many scores share a bucket that this is slow is given up, and marked.
     """
     longest = 0
     for cell in range(len(totals)):
@@ -70,19 +70,18 @@ def _rank(indptr, indices, data, totals, medians, first, tokens, crowded):
         for k in range(size):
             bucket[k] = highest - bucket[k]
             ends[bucket[k]] += 1
-        most = ends[0]
         for b in range(1, buckets):
-            most = max(most, ends[b])
             ends[b] += ends[b - 1]
-        if most > CROWD:
-            crowded[cell] = True
-            continue
         for k in range(size - 1, -1, -1):
             ends[bucket[k]] -= 1
             place = ends[bucket[k]]
             score[place] = unsorted[k]
             tokens[start + place] = indices[start + k] + first
+        moves = 0
         for k in range(1, size):
+            if moves > MOVES * size:
+                crowded[cell] = True
+                break
             s, token = score[k], tokens[start + k]
             place = k
             while place > 0 and (
@@ -92,4 +91,5 @@ def _rank(indptr, indices, data, totals, medians, first, tokens, crowded):
                 score[place] = score[place - 1]
                 tokens[start + place] = tokens[start + place - 1]
                 place -= 1
+                moves += 1
             score[place], tokens[start + place] = s, token
