@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.cell_type = "cell_type"  # column of .obs with labels to score on; "" where there are none
     data.donor = "donor"  # column of .obs; used where a file has it
     data.batch = "batch"  # column of .obs; used where a file has it
+    data.assay = "assay"  # column of .obs; used where a file has it
     data.keep = ml_collections.ConfigDict()  # {file name: {column: value}}: cells to keep
     data.held_out = 0.2  # share of cells held out (whole donors, else batches) without score_on
     data.split_seed = 0  # of the choice of held-out donors

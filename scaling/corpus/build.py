@@ -18,7 +18,7 @@ from scaling.corpus.vocabulary import Vocabulary
 
 FORMAT = 2
 MEDIAN_VALUES = 2**25  # held at once for exact medians
-ANNOTATIONS = ("cell_type", "donor", "batch")
+ANNOTATIONS = ("cell_type", "donor", "batch", "assay")
 STAMP, LOCK = "stamp.json", "lock"
 
 
@@ -37,6 +37,7 @@ class CorpusSettings:
     cell_type: str
     donor: str
     batch: str
+    assay: str
     keep: dict[str, dict[str, str]]
     held_out: float
     split_seed: int

@@ -28,7 +28,7 @@ class Corpus:
       obs: one row a cell, in the order of the records: cell_id, dataset, row (in its file),
         split ("pool", "held_out", "duplicate"), length (tokens), total (counts), fingerprint (of
         its counts, uint64),
-        cell_type, donor, batch ("" where not known).
+        cell_type, donor, batch, assay ("" where not known).
     """
 
     folder: pathlib.Path

@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 from scaling.corpus.pieces import Piece, Work
 
+TIMEOUT = "30s"
+
 
 def run(
     do: Callable[[Piece, Work], None],
@@ -53,7 +55,7 @@ def run(
 def _client(workers: int, scheduler: str) -> Iterator[Client]:
     if scheduler:
         try:
-            client = Client(scheduler, timeout="30s")
+            client = Client(scheduler, timeout=TIMEOUT)
         except OSError as error:
             raise ValueError(
                 f"no dask scheduler answers at {scheduler} ({error}); start one, or leave "
