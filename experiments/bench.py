@@ -34,13 +34,15 @@ def main(arguments: list[str]) -> None:
     if len(arguments) == 3:
         print(json.dumps(bench.memory(groups[arguments[1]][arguments[2]])))
         return
-    groups = {title: group for title, group in groups.items() if ONLY.value in title}
+    chosen = {title: group for title, group in groups.items() if ONLY.value in title}
+    if not chosen:
+        raise app.UsageError(f"no group's title holds {ONLY.value!r}; there are {list(groups)}")
     alone = [sys.executable, "-m", "experiments.bench", f"--cells={cells}"]
     record = {
         "machine": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}",
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "groups": bench.measure(groups, ROUNDS.value, alone),
+        "groups": bench.measure(chosen, ROUNDS.value, alone),
     }
     path = pathlib.Path(OUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,3 +116,15 @@ def test_no_array_over_all_pairs_of_positions_is_held():
     shapes = re.findall(r"\b(?:pred|[sufb]\w*\d+)\[([\d,]+)\]", program)
     largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
     assert largest == 2 * 3 * QUERIES * 512
+
+
+def test_a_cell_without_a_gene_has_the_gradients_of_flax():
+    *arrays, weight, mask = draw(40)
+
+    def grads(attention):
+        return jax.grad(lambda *a: (attention(*a, mask=mask & False) * weight).sum(), (0, 1, 2))(
+            *arrays
+        )
+
+    for found, wanted in zip(grads(blocked), grads(nn.dot_product_attention), strict=True):
+        np.testing.assert_allclose(found, wanted, 1e-5, 1e-6)

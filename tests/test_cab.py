@@ -291,3 +291,61 @@ def test_empty_slots_change_nothing(kind):
     found = run([other, embedding, bias, labels, known], *kind)
     assert_close(found, wanted, 1e-14)
     assert (found[1][0][labels < 0] == 0).all() and (found[1][0][labels >= 0] != 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [5, 20])
+def test_the_references_gradients_are_finite_in_float32(kind, scale):
+    arrays = on_grid(draw(**ONE, seed=4, scale=scale))
+    with jax.enable_x64(True):
+        _, wanted = compiled("reference", *kind, 512)(*arrays)
+    low = [a.astype(np.float32) if a.dtype == np.float64 else a for a in arrays]
+    _, grads = compiled("reference", *kind, 511)(*low)
+    for grad, want in zip(*jax.device_get((grads, wanted)), strict=True):
+        assert np.linalg.norm(grad - want) <= 1e-4 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blocked"])
+@pytest.mark.parametrize("kind", [*KINDS, ("mlm", "none")])
+def test_a_state_that_is_not_a_number_shows_in_the_loss(kind, implementation):
+    hidden, *rest = draw(**ONE)
+    hidden[0, np.flatnonzero(rest[2][0] >= 0)[0], 2] = np.nan
+    with jax.enable_x64(True):
+        (loss, _), _ = compiled(implementation, *kind, 512)(hidden, *rest)
+    assert np.isnan(loss)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, ("mlm", "none")])
+def test_what_stands_at_an_empty_slot_does_not_count(kind):
+    hidden, *rest = draw(**ONE)
+    wanted = run([hidden, *rest], *kind)
+    hidden[rest[2] < 0] = np.nan
+    found = run([hidden, *rest], *kind)
+    assert_close(found, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, ("mlm", "none")])
+def test_genes_that_are_ruled_out_by_their_bias_fill_whole_blocks(kind):
+    hidden, embedding, bias, labels, known = draw(**ONE)
+    bias[40:], labels[labels >= 40] = -np.inf, 7
+    known[:, 7] = False
+    found = run([hidden, embedding, bias, labels, known], *kind, block=64)
+    few = [hidden, embedding[:40], bias[:40], labels, known[:, :40]]
+    out, grads = run(few, *kind, implementation="reference")
+    cut = [grads[0], *(np.pad(g, [(0, 110)] + [(0, 0)] * (g.ndim - 1)) for g in grads[1:])]
+    assert_close(found, (out, cut), 1e-9)
+
+
+def test_second_derivatives_are_finite_with_empty_slots():
+    hidden, *rest = [np.asarray(a) for a in draw(1, 3, 9, 2)]
+    rest[2][0] = [3, -1, 5]
+    rest[3][:] = False
+
+    def twice(implementation):
+        def of(hidden):
+            return cab_loss(hidden, *rest, implementation=implementation).similarity
+
+        return jax.jacrev(jax.grad(of))(hidden)
+
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(twice("blocked"), twice("reference"), 1e-9, 1e-12)

@@ -190,9 +190,15 @@ def test_the_mesh_in_use_names_the_platform():
         ({"bias_V": np.zeros(149)}, "shapes do not fit"),
         ({"known_BxV": np.zeros((3, 149), bool)}, "known must be bool"),
         ({"known_BxV": np.zeros((3, 150))}, "known must be bool"),
+        ({"bias_V": np.zeros((150, 1))}, "shapes do not fit"),
+        ({"bias_V": 0.5}, "shapes do not fit"),
+        ({"hidden_BxMxD": np.zeros((3, 0, 6)), "labels_BxM": np.zeros((3, 0), int)}, "at least 1"),
+        ({"labels_BxM": np.zeros((3, 7))}, "labels has the type float"),
+        ({"labels_BxM": np.zeros((3, 7), np.uint8)}, "labels has the type uint8; .*signed"),
+        ({"hidden_BxMxD": np.zeros((3, 7, 6), int)}, "hidden has the type int.*floating-point"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     names = ("hidden_BxMxD", "embedding_VxD", "bias_V", "labels_BxM", "known_BxV")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message), jax.enable_x64(True):
         cab_loss(**{**dict(zip(names, draw(**ONE), strict=True)), **change})

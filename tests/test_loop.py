@@ -321,3 +321,21 @@ def test_a_killed_process_goes_on_to_the_bit(whole, tiny_corpus, tmp_path):
     pretrain(SETTINGS, tiny_corpus, tmp_path)
     assert record(tmp_path) == record(whole)
     assert_same_bits(params_of(tmp_path, tiny_corpus), params_of(whole, tiny_corpus))
+
+
+@pytest.mark.parametrize(
+    ("backend", "name", "message"),
+    [
+        ("cpu", "pallas_tpu", "'pallas_tpu' runs on TPU alone, and this is CPU"),
+        ("cpu", "pallas_gpu", "'pallas_gpu' runs on GPU alone, and this is CPU"),
+        ("gpu", "pallas_gpu", "'pallas_gpu' multiplies bfloat16 states"),
+    ],
+)
+def test_a_kernel_of_another_platform_is_refused_at_once(
+    tiny_corpus, tmp_path, monkeypatch, backend, name, message
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    objective = dataclasses.replace(SETTINGS.objective, implementation=name)
+    with pytest.raises(ValueError, match=message):
+        pretrain(dataclasses.replace(SETTINGS, objective=objective), tiny_corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -31,7 +31,8 @@ class CabLoss(NamedTuple):
       positions: number of masked slots, float.
       pairs: number of pairs of masked slots of one cell, float.
       top_p_BxM: int32, gene with the highest P at each slot (lowest id among equals).
-      top_q_BxM: int32, gene with the highest Q; equals top_p for the plain masked LM.
+      top_q_BxM: int32, gene with the highest Q; equals top_p for the plain masked LM. At an empty
+        slot neither means anything.
     """
 
     cross_entropy: jax.Array
@@ -64,7 +65,7 @@ def cab_loss(
         Products accumulate in float32 (float64 for float64).
       embedding_VxD: output embedding.
       bias_V: one bias per gene.
-      labels_BxM: int, true gene; -1 = empty slot.
+      labels_BxM: int below V, true gene; -1 = empty slot.
       known_BxV: bool, gene stands at a position that was not selected for masking.
       variant: the cross-entropy reads Q ("recalibrated") or P ("plain").
       similarity: of Q_i and Q_j: cosine with rows over max(norm, 1e-12), dot product, or none.
@@ -78,24 +79,23 @@ def cab_loss(
       ValueError: unknown variant, similarity or implementation, or shapes that do not fit.
       NotImplementedError: the named implementation cannot do what is asked for.
     """
-    _check(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
-    if known_BxV.shape != (len(hidden_BxMxD), len(embedding_VxD)) or known_BxV.dtype != bool:
+    checked = _checked(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
+    known_BxV = jnp.asarray(known_BxV)
+    if known_BxV.shape != (len(checked[0]), len(checked[1])) or known_BxV.dtype != bool:
         raise ValueError(f"known must be bool [B, V], got {known_BxV.dtype} {known_BxV.shape}")
     if variant not in ("recalibrated", "plain"):
         raise ValueError(f"variant {variant!r}; there are 'recalibrated' and 'plain'")
     if similarity not in ("cosine", "dot", "none"):
         raise ValueError(f"similarity {similarity!r}; there are 'cosine', 'dot' and 'none'")
     module = _module(implementation)
-    arrays = _varying(
-        vocabulary_axis, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
-    )
+    arrays = _varying(vocabulary_axis, *checked, known_BxV)
     if module is reference:
         _whole_vocabulary(vocabulary_axis)
         found = reference.cab(*arrays, variant, similarity)
     else:
         found = passes.cab(passes.Cut(module, variant, similarity, vocabulary_axis), *arrays)
     cross_entropy, pair_sum, top_p, top_q = found
-    return CabLoss(cross_entropy, pair_sum, *_counts(labels_BxM, cross_entropy), top_p, top_q)
+    return CabLoss(cross_entropy, pair_sum, *_counts(checked[3], cross_entropy), top_p, top_q)
 
 
 def masked_lm_loss(
@@ -108,9 +108,9 @@ def masked_lm_loss(
     vocabulary_axis: str | None = None,
 ) -> CabLoss:
     """The plain masked language model: `cab_loss` without blocking and without similarity."""
-    _check(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
+    checked = _checked(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
     module = _module(implementation)
-    arrays = _varying(vocabulary_axis, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM)
+    arrays = _varying(vocabulary_axis, *checked)
     if module is reference:
         _whole_vocabulary(vocabulary_axis)
         cross_entropy, top_p = reference.masked_lm(*arrays)
@@ -118,7 +118,7 @@ def masked_lm_loss(
         cut = passes.Cut(module, "plain", "none", vocabulary_axis)
         cross_entropy, top_p = passes.masked_lm(cut, *arrays)
     zero = jnp.zeros_like(cross_entropy)
-    return CabLoss(cross_entropy, zero, *_counts(labels_BxM, cross_entropy), top_p, top_p)
+    return CabLoss(cross_entropy, zero, *_counts(checked[3], cross_entropy), top_p, top_p)
 
 
 def _module(implementation: str | None) -> ModuleType:
@@ -165,14 +165,29 @@ def _counts(labels_BxM, like):
     return slots_B.sum(), (slots_B * (slots_B - 1) / 2).sum()
 
 
-def _check(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):
+def _checked(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):
+    """The arrays; refuses what does not fit, and takes out what stands at empty slots."""
+    named = {
+        "hidden": hidden_BxMxD, "embedding": embedding_VxD, "bias": bias_V, "labels": labels_BxM
+    }
+    hidden, embedding, bias, labels = arrays = [jnp.asarray(array) for array in named.values()]
     fits = (
-        hidden_BxMxD.ndim == 3
-        and labels_BxM.shape == hidden_BxMxD.shape[:2]
-        and embedding_VxD.shape == (bias_V.shape[0], hidden_BxMxD.shape[2])
+        hidden.ndim == 3
+        and labels.shape == hidden.shape[:2]
+        and bias.ndim == 1
+        and embedding.shape == (bias.size, hidden.shape[2])
+        and min(embedding.size, hidden.shape[1]) > 0
     )
     if not fits:
         raise ValueError(
-            "shapes do not fit: hidden [B, M, D], embedding [V, D], bias [V], labels [B, M]; got "
-            f"{hidden_BxMxD.shape}, {embedding_VxD.shape}, {bias_V.shape}, {labels_BxM.shape}"
+            "shapes do not fit: hidden [B, M, D], embedding [V, D], bias [V], labels [B, M], with "
+            f"M, V and D at least 1; got {', '.join(str(array.shape) for array in arrays)}"
         )
+    for name, array in zip(named, arrays, strict=True):
+        kind = jnp.signedinteger if name == "labels" else jnp.floating
+        if not jnp.issubdtype(array.dtype, kind):
+            raise ValueError(
+                f"{name} has the type {array.dtype}; give "
+                + ("signed integers" if name == "labels" else "floating-point numbers")
+            )
+    return jnp.where((labels >= 0)[..., None], hidden, 0), embedding, bias, labels

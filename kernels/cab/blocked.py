@@ -35,7 +35,9 @@ def softmax(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, first) -> Softmax:
         top, peak, rest, true = carry
         x = _logits(hidden_MxBxD, block)
         peak_here, top_here = _highest(x, block)
-        rest_here = jnp.where(_is(top_here, block), 0.0, jnp.exp(x - peak_here[..., None])).sum(-1)
+        # A block whose every bias is -inf has that as its peak.
+        finite_peak = jnp.maximum(peak_here, jnp.finfo(x.dtype).min)[..., None]
+        rest_here = jnp.where(_is(top_here, block), 0.0, jnp.exp(x - finite_peak)).sum(-1)
         true += _at(label, x, block)
         higher = jnp.maximum(peak, peak_here)
         behind = jnp.exp(jnp.minimum(peak, peak_here) - higher)

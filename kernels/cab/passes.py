@@ -125,15 +125,17 @@ def _cab_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
     sums = cut.passes.assignment(*_local(cut, arrays), known_BxV, rows, gram=wanted)
     sums = _sums_over_vocabulary(cut, sums)
     total = sums.true + sums.other
-    total_free = total > LOG_FLOOR
+    total_free = ~(total <= LOG_FLOOR)  # so written that a NaN stays one
     total = jnp.where(total_free, total, LOG_FLOOR)
     alike = sum_of_similarity = zero = jnp.zeros_like(total)
     if wanted:
         best = jnp.maximum(sums.best, SMALLEST)
         divisor, divisor_free = total, total_free
         if cut.similarity == "cosine":
-            norm = best * jnp.sqrt(jnp.diagonal(sums.gram_BxMxM, axis1=1, axis2=2))
-            divisor_free = norm > NORM_FLOOR * total
+            square = jnp.diagonal(sums.gram_BxMxM, axis1=1, axis2=2)
+            # The inner where keeps sqrt'(0) = inf out of second derivatives at empty slots.
+            norm = best * jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+            divisor_free = ~(norm <= NORM_FLOOR * total)
             divisor = jnp.where(divisor_free, norm, NORM_FLOOR * total)
         real = labels_BxM >= 0
         scale = jnp.where(real, 1.0 / divisor, 0.0)
@@ -148,7 +150,7 @@ def _cab_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV
         log_total_over_true = jnp.where(
             total_free, jnp.log1p(sums.other / _safe(sums.true)), jnp.log(total / _safe(sums.true))
         )
-        free = (labels_BxM >= 0) & (sums.true > LOG_FLOOR * total)
+        free = (labels_BxM >= 0) & ~(sums.true <= LOG_FLOOR * total)
         cross_entropy = _clamped(log_total_over_true, free, labels_BxM)
         rows = rows._replace(
             at_label=jnp.where(free, -jnp.where(total_free, sums.other / total, 1.0), 0.0),
@@ -238,7 +240,7 @@ def _rows(softmax: Softmax, labels_BxM) -> Rows:
 def _nll_of_p(softmax: Softmax, labels_BxM):
     """Sum of -log P of the true genes, and where its clamp does not act."""
     nll = softmax.peak - softmax.true_logit + jnp.log1p(softmax.rest)
-    free = (labels_BxM >= 0) & (nll < -jnp.log(LOG_FLOOR))
+    free = (labels_BxM >= 0) & ~(nll >= -jnp.log(LOG_FLOOR))
     return _clamped(nll, free, labels_BxM), free
 
 
@@ -247,7 +249,7 @@ def _clamped(nll, free, labels_BxM):
 
 
 def _safe(true):
-    return jnp.where(true > 0, true, 1.0)
+    return jnp.where(true <= 0, 1.0, true)
 
 
 def _reduced(cut: Cut, grads, arrays):

@@ -59,12 +59,15 @@ def _cross_entropy(rows_BxMxV, labels_BxM):
     true_BxM = jnp.where(is_label_BxMxV, rows_BxMxV, 0.0).sum(-1)
     others_BxM = jnp.where(is_label_BxMxV, 0.0, rows_BxMxV).sum(-1)
     total_BxM = true_BxM + others_BxM
-    free_BxM = true_BxM > LOG_FLOOR * jnp.maximum(total_BxM, LOG_FLOOR)
-    some_BxM = jnp.where(free_BxM, true_BxM, 1.0)
+    # Every divisor is at least 1e-18: its inverse's square must be finite in float32. A NaN stays.
+    free_BxM = ~(true_BxM <= LOG_FLOOR * jnp.maximum(total_BxM, LOG_FLOOR))
+    whole_BxM = ~(total_BxM <= LOG_FLOOR)
+    divisor_BxM = jnp.where(whole_BxM, total_BxM, 1.0)
+    share_BxM = jnp.where(free_BxM & whole_BxM, true_BxM / divisor_BxM, 1.0)
     # log(total / true), written so that it keeps its digits where true is nearly all.
-    nll_BxM = jnp.where(
-        total_BxM > LOG_FLOOR, jnp.log1p(others_BxM / some_BxM), jnp.log(LOG_FLOOR / some_BxM)
-    )
+    nll_BxM = jnp.log1p(others_BxM / divisor_BxM / share_BxM)
+    below_BxM = jnp.log(LOG_FLOOR) - jnp.log(jnp.where(free_BxM, true_BxM, 1.0))
+    nll_BxM = jnp.where(whole_BxM, nll_BxM, below_BxM)
     nll_BxM = jnp.where(free_BxM, nll_BxM, -jnp.log(LOG_FLOOR))
     return jnp.where(labels_BxM >= 0, nll_BxM, 0.0).sum()
 

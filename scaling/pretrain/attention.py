@@ -92,6 +92,8 @@ def _backward(rate: float, residuals, d_out_KxBxHxRxE):
         block, (zero, zero), (query, d_out, along, peak, kept_KxRxL)
     )
     d_key, d_value = jnp.swapaxes(d_key, 2, 3), jnp.swapaxes(d_value, 2, 3)
+    some_key = mask.any(-1, keepdims=True)  # without one, all scores are a constant
+    d_query, d_key = jnp.where(some_key, d_query, 0), jnp.where(some_key, d_key, 0)
     dtype = query.dtype
     return d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype), None, None
 

@@ -39,6 +39,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
       ValueError: the folder holds a run of other settings, or settings contradict the data.
       FloatingPointError: the loss is not finite; the step is named.
     """
+    _check_platform(settings.objective.implementation)
     name = settings.hash(corpus.manifest["checksums"])
     _claim(folder, settings, name, corpus)
     if (folder / DONE).exists():
@@ -87,6 +88,20 @@ def convergence(rows: list[dict], steps: int) -> dict:
         return {"held_out_loss": losses.get(steps), "converged": None}
     earlier, last = losses[max(before)], losses[steps]
     return {"held_out_loss": last, "converged": bool(earlier - last <= CONVERGED * abs(earlier))}
+
+
+def _check_platform(implementation: str) -> None:
+    platform = implementation.removeprefix("pallas_")
+    if platform != implementation and platform != jax.default_backend():
+        raise ValueError(
+            f"objective.implementation {implementation!r} runs on {platform.upper()} alone, and "
+            f"this is {jax.default_backend().upper()}; leave it at 'default'"
+        )
+    if implementation == "pallas_gpu":
+        raise ValueError(
+            "objective.implementation 'pallas_gpu' multiplies bfloat16 states, and the encoder "
+            "computes in float32; leave it at 'default', or call kernels.cab.cab_loss yourself"
+        )
 
 
 def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpus) -> None:
@@ -173,10 +188,11 @@ class _Log:
             return
         step, logged = self._pending[0], jax.device_get(self._pending[1])
         self._pending = None
-        if not np.isfinite(logged["loss"]):
-            raise FloatingPointError(
-                f"the loss is {logged['loss']} at step {step}; lower train.learning_rate"
-            )
+        for name, what in (("loss", "loss"), ("gradient_norm", "gradients' norm")):
+            if not np.isfinite(logged[name]):
+                raise FloatingPointError(
+                    f"the {what} is {logged[name]} at step {step}; lower train.learning_rate"
+                )
         (before, then), now = self._last, time.monotonic()
         self._last = step, now
         sums, cells = logged["sums"], max(int(logged["cells"]), 1)

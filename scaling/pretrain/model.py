@@ -32,8 +32,8 @@ class ModelSettings:
             raise ValueError(f"model.width {self.width} is no multiple of model.heads {self.heads}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation {self.activation!r}; one of {sorted(ACTIVATIONS)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 up to 1")
+        if not 0 <= self.dropout <= 0.999:
+            raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to 0.999")
 
 
 class Layer(nn.Module):

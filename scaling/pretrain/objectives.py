@@ -53,7 +53,7 @@ class ObjectiveSettings:
                 raise ValueError(
                     f"objective.{field} is {getattr(self, field)!r}; one of {', '.join(known)}"
                 )
-        if not self.weight > 0:
+        if not 0 < self.weight < float("inf"):
             raise ValueError(
                 f"objective.weight is {self.weight}; for no similarity term choose "
                 "objective.name=cab_no_similarity"
