@@ -352,9 +352,10 @@ def test_a_server_with_another_file_than_recorded_is_refused(
     assert _names(tmp_path) == ["toy.h5ad", "toy.h5ad.json"][removed:]
 
 
-def test_another_date_with_the_same_etag_is_no_change(site, tmp_path):
+@pytest.mark.parametrize(("etag", "date"), [('"one"', LATER), ('"one"', None), (None, None)])
+def test_another_date_or_no_validator_is_no_change(site, tmp_path, etag, date):
     fetch.fetch("toy", tmp_path)
-    site.date = LATER
+    site.etag, site.date = etag, date
     assert "there and unchanged;" in fetch.fetch("toy", tmp_path)
 
 
@@ -441,6 +442,7 @@ def _wait_for(condition, seconds):
         (404, {}, "answers 404 Not Found; see the set's source page"),
         (403, {}, "answers 403 Forbidden"),
         (202, {"Content-Length": "0"}, "answers 202 .* download it in a browser"),
+        (202, {"Content-Length": "9"}, "answers 202 .* of 9 bytes instead of a file"),
         (200, {"Content-Length": "9", "Content-Type": "text/html"}, "with text/html of 9 bytes"),
         (200, {}, "of unknown bytes instead of a file of known length"),
         (200, {"Content-Length": "0"}, "of unknown bytes instead of a file of known length"),
