@@ -196,6 +196,13 @@ def test_the_scalar_that_attacks_are_made_of_is_good(file):
     assert read_dict(file(_GOOD), float) == {"a": 0.5}
 
 
+def test_the_byte_order_is_the_dtypes(file):
+    number = struct.pack("<d", 0.1)
+    little = _GOOD.replace(struct.pack("<d", 0.5), number)
+    big = little.replace(number, number[::-1]).replace(_text("<"), _text(">"))
+    assert read_dict(file(little), float) == read_dict(file(big), float) == {"a": 0.1}
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_is_refused(file, attack, monkeypatch, tmp_path):
     content, message = ATTACKS[attack]
