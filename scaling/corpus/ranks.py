@@ -8,7 +8,10 @@ from scaling.corpus.vocabulary import TARGET_SUM
 
 
 def rank_tokens(
-    counts_NxG: sp.csr_matrix, totals_N: np.ndarray, medians_G: np.ndarray
+    counts_NxG: sp.csr_matrix,
+    totals_N: np.ndarray,
+    medians_G: np.ndarray,
+    special: int = len(SPECIAL),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes cells by rank (Theodoris et al. 2023).
 
@@ -20,6 +23,7 @@ def rank_tokens(
       counts_NxG: raw counts of the vocabulary's genes, without stored zeros.
       totals_N: counts of each cell over all genes that were measured.
       medians_G: float64 factor of each gene.
+      special: tokens that are no genes, which come before the first gene's.
 
     Returns:
       tokens: uint16, all cells one after another; lengths: int64 [N], tokens of each cell.
@@ -29,4 +33,4 @@ def rank_tokens(
     gene = counts_NxG.indices
     score = counts_NxG.data / totals_N[cell] * TARGET_SUM / medians_G[gene]
     order = np.lexsort((gene, -score, cell))
-    return (gene[order] + len(SPECIAL)).astype(np.uint16), lengths_N.astype(np.int64)
+    return (gene[order] + special).astype(np.uint16), lengths_N.astype(np.int64)
