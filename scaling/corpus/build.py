@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from tqdm import tqdm
 
-from scaling.corpus import ranks, readers, shards, subsets, vocabulary
+from scaling.corpus import coverage, dictionaries, ranks, readers, shards, subsets, vocabulary
 from scaling.corpus.vocabulary import TARGET_SUM, Vocabulary, summing_columns
 
 FORMAT = 1
@@ -90,9 +90,9 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     sources = [readers.open_source(path, **options) for path in files]
     scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
     _check_label(settings, scored)
-    given = Vocabulary.load(pathlib.Path(settings.vocabulary)) if settings.vocabulary else None
+    given = _given(settings.vocabulary)
     ids = gene_ids(sources, settings.gene_names, given)
-    obs = _scan(sources, ids, settings)
+    obs, totals = _scan(sources, ids, settings)
     if settings.score_on:
         held_out = ~obs["dataset"].isin({p.stem for p in pool_files}).to_numpy()
         split_by = "file"
@@ -103,7 +103,10 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     obs.loc[leaked, "split"] = "duplicate"
     genes = given or _from_pool(sources, ids, obs, settings.min_cells)
     genes.save(folder / shards.VOCABULARY)
-    obs, names, reports = _write(sources, ids, genes, obs, settings, folder)
+    covered = {s.name: coverage.report(ids[s.name], totals[s.name], genes) for s in sources}
+    for source in sources:
+        coverage.check(source, covered[source.name], genes)
+    obs, names, reports = _write(sources, ids, genes, covered, obs, settings, folder)
     for split, remedy in (("pool", "data.h5ad"), ("held_out", "data.score_on")):
         if not (obs["split"] == split).any():
             raise ValueError(
@@ -130,6 +133,14 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
+def _given(path: str) -> Vocabulary | None:
+    """The vocabulary of `data.vocabulary`: none, a file, or a folder of dictionaries."""
+    if not path:
+        return None
+    at = pathlib.Path(path)
+    return dictionaries.read_vocabulary(at) if at.is_dir() else Vocabulary.load(at)
+
+
 def _check_label(settings: CorpusSettings, scored: list[readers.Source]) -> None:
     name = settings.cell_type
     if name and not any(name in source.obs for source in scored):
@@ -149,32 +160,41 @@ def gene_ids(
       sources: the files.
       gene_names: path of a table of symbols, or "".
       given: a vocabulary whose ids symbols should meet; None takes those that files name.
+
+    Raises:
+      ValueError: files (or a file and the vocabulary) of two species, or of ids and symbols.
     """
-    ids = {s.name: vocabulary.gene_ids(s.genes, None) for s in sources}
+    renamed = given.renamed if given else {}
+    ids = {s.name: vocabulary.gene_ids(s.genes, None, renamed) for s in sources}
     if gene_names:
         ensembl = {i for i in _union(ids) if vocabulary.ENSEMBL.match(i)}
         table = vocabulary.read_gene_names(gene_names, given.genes if given else ensembl)
-        ids = {s.name: vocabulary.gene_ids(s.genes, table) for s in sources}
+        ids = {s.name: vocabulary.gene_ids(s.genes, table, renamed) for s in sources}
         for source in (s for s in sources if not any(ids[s.name])):
             raise ValueError(
                 f"{source.path}: {gene_names} has none of its genes (such as {source.genes[0]!r}); "
                 "give a table of its symbols, or name their column by data.gene_column"
             )
-    vocabulary.check_one_kind(ids)
+    vocabulary.check_one_kind(ids | ({"the vocabulary": given.genes} if given else {}))
     return ids
 
 
-def _scan(sources, ids, settings) -> pd.DataFrame:
-    """Reads every cell once: its annotations, total and the fingerprint of its counts."""
-    frames = []
+def _scan(sources, ids, settings) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Reads every cell once: its annotations, total and the fingerprint of its counts.
+
+    Returns these, one row a cell, and by file the counts of each column over its cells.
+    """
+    frames, of_genes = [], {}
     union = _union(ids)
     for source in sources:
         columns = summing_columns(ids[source.name], union)
         kept = _kept(source, settings.keep)
         totals, prints = [], []
+        of_genes[source.name] = np.zeros(len(source.genes))
         with _progress(source, "checking") as bar:
             for rows, counts in readers.chunks(source, kept):
                 totals.append(np.asarray(counts.sum(1)).ravel())
+                of_genes[source.name] += np.asarray(counts.sum(0)).ravel()
                 prints += _fingerprints(counts @ columns)
                 bar.update(len(rows))
         obs = source.obs.iloc[kept]
@@ -185,7 +205,7 @@ def _scan(sources, ids, settings) -> pd.DataFrame:
             frame[name] = _text(obs[column]) if column in obs else ""
         frame["total"], frame["fingerprint"] = np.concatenate(totals), prints
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True), of_genes
 
 
 def _text(annotation: pd.Series) -> np.ndarray:
@@ -252,7 +272,7 @@ def _from_pool(sources, ids, obs: pd.DataFrame, min_cells: int) -> Vocabulary:
 
 def encode(
     source: readers.Source, ids: np.ndarray, genes: Vocabulary, rows: np.ndarray | None = None
-) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rank tokens of a file's cells, chunk by chunk.
 
     Args:
@@ -262,40 +282,33 @@ def encode(
       rows: ascending rows to read; None reads all.
 
     Yields:
-      rows [n], counts [n, genes of the file], tokens uint16 (cells one after another),
-      lengths [n].
-
-    Raises:
-      ValueError: the file has no gene of the vocabulary.
+      rows [n], tokens uint16 (cells one after another), lengths [n].
     """
     columns = summing_columns(ids, genes.genes)
-    if columns.nnz == 0:
-        raise ValueError(
-            f"{source.path}: none of its {len(source.genes)} genes (such as {source.genes[0]!r}) "
-            f"is in the vocabulary (such as {genes.genes[0]!r}); map symbols with "
-            "data.gene_names, or name the column with the ids by data.gene_column"
-        )
     for chunk, counts in readers.chunks(source, rows):
         mapped = (counts @ columns).tocsr()
         mapped.sort_indices()
         totals = np.asarray(counts.sum(1)).ravel()
-        yield chunk, counts, *ranks.rank_tokens(mapped, totals, genes.medians)
+        yield chunk, *ranks.rank_tokens(mapped, totals, genes.medians, len(genes.special))
 
 
-def _write(sources, ids, genes: Vocabulary, obs, settings, folder):
-    """Tokens of every cell to shards; drops cells without a gene of the vocabulary."""
+def _write(sources, ids, genes: Vocabulary, covered, obs, settings, folder):
+    """Tokens of every cell to shards; drops cells without a gene of the vocabulary.
+
+    Of each file's cells, `cells` are read and `cells_filtered` left out by data.keep. Of those
+    read, `cells_without_genes` are dropped, of which `cells_without_counts` have no count at all;
+    `cells_kept_from_training` stay, but stand in no subset, as they equal a held-out cell.
+    """
     writer = shards.ShardWriter(folder, settings.cells_per_shard)
     reports, lengths = [], np.zeros(len(obs), np.int64)
+    alike = (obs["split"] == "duplicate").to_numpy()
     for source in sources:
         mine = np.flatnonzero(obs["dataset"] == source.name)
-        mapped = pd.Series(ids[source.name]).isin(genes.genes).to_numpy()
-        covered, done = 0.0, 0
-        rows = obs["row"].to_numpy()[mine]
+        done, rows = 0, obs["row"].to_numpy()[mine]
         with _progress(source, "ranking") as bar:
-            for chunk, counts, tokens, length in encode(source, ids[source.name], genes, rows):
+            for chunk, tokens, length in encode(source, ids[source.name], genes, rows):
                 writer.write(tokens, length)
                 lengths[mine[done : done + len(chunk)]] = length
-                covered += counts[:, mapped].sum()
                 done += len(chunk)
                 bar.update(len(chunk))
         reports.append({
@@ -305,9 +318,9 @@ def _write(sources, ids, genes: Vocabulary, obs, settings, folder):
             "cells": len(mine),
             "cells_filtered": len(source.obs) - len(mine),
             "cells_without_genes": int((lengths[mine] == 0).sum()),
-            "genes": len(source.genes),
-            "genes_mapped": int(mapped.sum()),
-            "counts_covered": float(covered / max(obs["total"].to_numpy()[mine].sum(), 1)),
+            "cells_without_counts": int((obs["total"].to_numpy()[mine] == 0).sum()),
+            "cells_kept_from_training": int((alike & (lengths > 0))[mine].sum()),
+            **covered[source.name],
         })
     writer.close()
     obs["length"] = lengths
