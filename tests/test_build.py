@@ -233,7 +233,7 @@ def test_the_report_says_what_became_of_genes_and_cells(tmp_path):
     counts[4] = 0  # no count
     counts[5], counts[6, :4], counts[6, 4:] = [9, 0, 0, 0, 0, 0], 0, 7  # no gene of the vocabulary
     held_out = counts[10:16] + 1
-    held_out[0] = counts[20]
+    held_out[0], held_out[1] = counts[20], counts[4]
     _write(tmp_path / "p.h5ad", counts, ["", "g1", "g2", "g1", "g4", "x"], k=["a"] * 28 + ["b"] * 2)
     _write(tmp_path / "h.h5ad", held_out, ["", "g1", "g2", "g1", "g4", "x"])
     Vocabulary(("g1", "g2"), np.ones(2)).save(tmp_path / "v.json")
