@@ -13,7 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.gene_names = ""  # CSV with the columns gene_name, ensembl_id, for files with symbols
     data.gene_column = ""  # column of .var with the gene ids; "" is the index
     data.layer = ""  # layer with raw counts; "" looks in .X, then in .raw.X
-    data.vocabulary = ""  # vocabulary.json of another corpus; "" makes one from the training pool
+    # vocabulary.json of another corpus, or a folder of Geneformer's dictionaries (.pkl); "" makes a
+    # vocabulary from the training pool
+    data.vocabulary = ""
     data.medians = "sketch"  # of a new vocabulary: within 1/128 in one reading; or "exact"
     data.min_cells = 1  # training cells a gene must be found in to get a token
     data.cell_type = "cell_type"  # column of .obs with labels to score on; "" where there are none

@@ -217,8 +217,11 @@ def describe(corpus: Corpus) -> str:
         lines.append(
             f"  {file['name']}: {file['cells']} cells from .{file['matrix']}, "
             f"{file['genes_mapped']} of {file['genes']} genes and "
-            f"{file['counts_covered']:.1%} of counts in the vocabulary; left out: "
-            f"{file['cells_filtered']} cells by filter, {file['cells_without_genes']} without genes"
+            f"{file['counts_covered']:.1%} of counts in the vocabulary; genes without an id: "
+            f"{file['genes_without_id']}, summed with others: {file['genes_summed']}; left out: "
+            f"{file['cells_filtered']} cells by filter, {file['cells_without_genes']} without "
+            f"genes of the vocabulary ({file['cells_without_counts']} without counts), "
+            f"{file['cells_kept_from_training']} from training alone"
         )
     if m["keep_without_file"]:
         lines.append(f"  data.keep names files that are not there: {m['keep_without_file']}")

@@ -124,6 +124,51 @@ def test_no_gene_of_a_given_vocabulary(tmp_path):
     _assert_refused(tmp_path, message, vocabulary=str(tmp_path / "v.json"))
 
 
+def _write_counts_of(path, covered: float) -> str:
+    """A file of 1,000 counts a cell, of which the gene g0 has this share."""
+    counts = np.tile([round(1_000 * covered), 1_000 - round(1_000 * covered)], (10, 1))
+    counts[:5] += np.diag(np.arange(5)[::-1])[:, :2]  # no two cells alike, for the split
+    return _write(path, counts)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.049])
+def test_too_few_counts_in_a_given_vocabulary(tmp_path, share):
+    path = _write_counts_of(tmp_path / "a.h5ad", share)
+    Vocabulary(("g0", "z"), np.ones(2)).save(tmp_path / "v.json")
+    message = rf"{re.escape(path)}: the vocabulary covers {share:.1%} of its counts "
+    message += r"\(1 of 2 genes.*5% is the least: .*data\.gene_names.*data\.gene_column"
+    _assert_refused(tmp_path, message, vocabulary=str(tmp_path / "v.json"))
+
+
+def test_few_counts_in_a_given_vocabulary_are_enough(tmp_path):
+    path = _write_counts_of(tmp_path / "a.h5ad", 0.06)
+    Vocabulary(("g0", "z"), np.ones(2)).save(tmp_path / "v.json")
+    settings = dataclasses.replace(SETTINGS, h5ad=path, vocabulary=str(tmp_path / "v.json"))
+    assert len(build.build(settings, tmp_path / "corpus").obs) == 10
+
+
+def test_cells_of_another_species(tmp_path):
+    path = _write(tmp_path / "a.h5ad", prefix="ENSMUSG0000000000")
+    Vocabulary(("ENSG00000000001", "ENSG00000000002"), np.ones(2)).save(tmp_path / "v.json")
+    message = r"a has genes ENSMUSG\.\.\. and the vocabulary genes ENSG\.\.\.: two species"
+    _assert_refused(tmp_path, message, vocabulary=str(tmp_path / "v.json"))
+    human = _write(tmp_path / "b.h5ad", prefix="ENSG0000000000")
+    _assert_refused(tmp_path, "a has genes ENSMUSG.*b genes ENSG", h5ad=path, score_on=human)
+
+
+def test_symbols_and_a_vocabulary_of_ids(tmp_path):
+    _write(tmp_path / "a.h5ad")
+    Vocabulary(("ENSG00000000001", "ENSG00000000002"), np.ones(2)).save(tmp_path / "v.json")
+    message = r"the vocabulary names genes by Ensembl id and a by symbol; .*data\.gene_names"
+    _assert_refused(tmp_path, message, vocabulary=str(tmp_path / "v.json"))
+
+
+def test_a_folder_without_dictionaries(tmp_path):
+    _write(tmp_path / "a.h5ad")
+    (tmp_path / "d").mkdir()
+    _assert_refused(tmp_path, r"d: no token_dictionary\*\.pkl", vocabulary=str(tmp_path / "d"))
+
+
 def test_no_gene_of_the_pools_vocabulary_in_a_file_to_score_on(tmp_path):
     pool, other = _write(tmp_path / "a.h5ad"), _write(tmp_path / "b.h5ad", prefix="h")
     message = rf"{re.escape(other)}: none of its 5 genes \(such as 'h0'\)"

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 
 import anndata
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from scaling import study
 from scaling.corpus import build, readers, subsets
 from scaling.corpus.vocabulary import Vocabulary
 
@@ -199,6 +201,62 @@ def test_a_given_vocabulary_is_kept(tmp_path, many):
     frame, totals = many[1][["g39", "g30"]].assign(nowhere=0), many[1].sum(axis=1)
     frame = frame[(frame > 0).any(axis=1)]
     _assert_as_reference(corpus, frame, totals=totals, vocabulary=given)
+
+
+def test_a_folder_of_dictionaries_gives_its_tokens(tmp_path):
+    tokens = {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3, "ENSG3": 4, "ENSG1": 5, "ENSG9": 6}
+    medians = {"ENSG1": 2.0, "ENSG2": 1.0, "ENSG3": 0.5, "ENSG9": 1.0}
+    renamed = {"ENSG7": "ENSG1", "ENSG1": "ENSG1"}
+    contents = {"token": tokens, "gene_median": medians}
+    (tmp_path / "d").mkdir()
+    for kind, content in contents.items():
+        (tmp_path / "d" / f"{kind}_dictionary_x.pkl").write_bytes(pickle.dumps(content, 4))
+    (tmp_path / "d" / "ensembl_mapping_dict_x.pkl").write_bytes(pickle.dumps(renamed, 4))
+    counts = _counts(20, 5, 3) + 1
+    _write(tmp_path / "a.h5ad", counts, ["ENSG1.4", "ENSG2", "ENSG3", "ENSG7.1", "ENSG5"])
+    corpus = _build(tmp_path / "c", h5ad=f"{tmp_path}/a.h5ad", vocabulary=f"{tmp_path}/d")
+    for row, cell in enumerate(counts):
+        scores = {5: (cell[0] + cell[3]) / cell.sum() * 10_000.0 / 2.0}
+        scores[4] = cell[2] / cell.sum() * 10_000.0 / 0.5
+        expected = sorted(scores, key=lambda token: (-scores[token], token))
+        assert corpus.tokens([row], 3)[0].tolist() == [*expected, 0]
+    assert len({tuple(corpus.tokens([row], 2)[0]) for row in range(20)}) == 2
+    assert corpus.vocabulary.special == ("<pad>", "<mask>", "<cls>", "<eos>")
+    np.testing.assert_array_equal(
+        corpus.counts([3, 0]).toarray()[:, 1], counts[[3, 0]][:, [0, 3]].sum(1))
+    (file,) = corpus.manifest["files"]
+    assert (file["genes_mapped"], file["genes_summed"], file["genes"]) == (3, 2, 5)
+    covered = counts[:, [0, 2, 3]].sum() / counts.sum()
+    assert file["counts_covered"] == pytest.approx(covered, rel=1e-12)
+
+
+def test_the_report_says_what_became_of_genes_and_cells(tmp_path):
+    counts = _counts(30, 6, 1) + 1
+    counts[:, 3] = 0
+    counts[4] = 0  # no count
+    counts[5], counts[6, :4], counts[6, 4:] = [9, 0, 0, 0, 0, 0], 0, 7  # no gene of the vocabulary
+    held_out = counts[10:16] + 1
+    held_out[0], held_out[1] = counts[20], counts[4]
+    _write(tmp_path / "p.h5ad", counts, ["", "g1", "g2", "g1", "g4", "x"], k=["a"] * 28 + ["b"] * 2)
+    _write(tmp_path / "h.h5ad", held_out, ["", "g1", "g2", "g1", "g4", "x"])
+    Vocabulary(("g1", "g2"), np.ones(2)).save(tmp_path / "v.json")
+    corpus = _build(
+        tmp_path / "c", h5ad=f"{tmp_path}/p.h5ad", score_on=f"{tmp_path}/h.h5ad",
+        vocabulary=f"{tmp_path}/v.json", keep={"p": {"k": "a"}})
+    file = {f["name"]: f for f in corpus.manifest["files"]}["p"]
+    cells = {name: value for name, value in file.items() if name.startswith("cells")}
+    assert cells == {
+        "cells": 28, "cells_filtered": 2, "cells_without_genes": 3, "cells_without_counts": 1,
+        "cells_kept_from_training": 1,
+    }
+    genes = {name: value for name, value in file.items() if name.startswith("genes")}
+    assert genes == {"genes": 6, "genes_without_id": 1, "genes_mapped": 3, "genes_summed": 2}
+    assert file["counts"] == counts[:28].sum()
+    covered = counts[:28, [1, 2, 3]].sum() / counts[:28].sum()
+    assert file["counts_covered"] == pytest.approx(covered, rel=1e-12)
+    printed = study.describe(corpus)
+    assert "3 of 6 genes" in printed and "without an id: 1, summed with others: 2;" in printed
+    assert "2 cells by filter, 3 without genes of the vocabulary (1 without counts)" in printed
 
 
 def test_kept_cells(tmp_path, many):

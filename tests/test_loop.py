@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from scaling.evaluate import masked_genes
 from scaling.pretrain import batches, checkpoint, loop, masking, objectives, sharding
 from scaling.pretrain.loop import RunSettings, pretrain
 from scaling.pretrain.model import ModelSettings
@@ -251,6 +252,28 @@ def test_runs_that_differ_in_seeds_share_a_program(whole, tiny_corpus, tmp_path)
     # Before any step only the weights matter: held-out masks are the same for every run.
     assert losses[0][0] == column(tmp_path / "0", "held_out/loss")[0]
     assert losses[0][0] != column(tmp_path / "1", "held_out/loss")[0]
+
+
+@pytest.mark.slow
+def test_masks_of_a_vocabulary_with_more_special_tokens(tiny_corpus, tmp_path, monkeypatch):
+    special = ("<pad>", "<mask>", "<cls>", "<eos>")
+    genes = dataclasses.replace(tiny_corpus.vocabulary, special=special)
+    corpus = dataclasses.replace(tiny_corpus, vocabulary=genes)
+    seen, mask = [], masking.mask_cells
+
+    def spied(tokens, keys, genes, settings, special):
+        seen.append(special)
+        return mask(tokens, keys, genes, settings, special)
+
+    monkeypatch.setattr(masking, "mask_cells", spied)
+    pretrain(train(steps=4), corpus, tmp_path / "run")
+    assert seen == [4, 4]  # traced once for held-out cells and once for the step
+    rows = np.arange(20)
+    params = params_of(tmp_path / "run", corpus)
+    masked_genes.score_model(params, SETTINGS.model, SETTINGS.masking, corpus, rows)
+    frequency = masked_genes.token_frequency(corpus, rows, 128)
+    masked_genes.score_floors(frequency, 128, SETTINGS.masking, corpus, rows)
+    assert seen == [4, 4, 4, 4]
 
 
 def test_objectives_differ(whole, tiny_corpus, tmp_path):

@@ -13,7 +13,7 @@ from scaling.pretrain import masking
 
 B, L, V = 300, 200, 400
 BERT = masking.MaskingSettings(rate=0.15, mask_share=0.8, random_share=0.1, draw_special=False)
-mask_cells = jax.jit(masking.mask_cells, static_argnums=(2, 3))
+mask_cells = jax.jit(masking.mask_cells, static_argnums=(2, 3, 4))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,17 @@ def test_random_genes_are_special_only_where_asked(tokens):
         for cells in (draw(tokens, special, seed=seed) for seed in range(5))
     ])
     assert drawn.min() == PAD and (drawn == MASK).any() and drawn.max() == V - 1
+
+
+def test_random_genes_come_after_all_tokens_that_are_none(tokens):
+    always = dataclasses.replace(BERT, mask_share=0.0, random_share=1.0)
+    keys = masking.draw_keys(0, jnp.zeros(B, jnp.int32), np.arange(B, dtype=np.uint32))
+    for special in (2, 4):
+        cells = jax.device_get(mask_cells(tokens, keys, V, always, special))
+        assert cells.inputs_BxL[selected_of(cells)].min() == special
+    asked = dataclasses.replace(always, draw_special=True)
+    cells = jax.device_get(mask_cells(tokens, keys, V, asked, 4))
+    assert cells.inputs_BxL[selected_of(cells)].min() == 0
 
 
 def test_known_is_what_stands_unselected(tokens):

@@ -174,6 +174,12 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
     np.testing.assert_allclose(after.obsm["X_mlm"][at], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="exists"):
         embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+    rarest = min(vocabulary.genes, key=lambda gene: before[:, gene].X.sum())
+    few = np.where(ids == rarest, ids, None)
+    other = tmp_path / "other.h5ad"
+    with pytest.raises(ValueError, match="simulated.h5ad: the vocabulary covers 0.*least"):
+        embed.embed_file(params, settings.run.model, -2, vocabulary, source, few, other, "mlm")
+    assert not list(tmp_path.glob("other*"))
 
 
 def test_embedding_is_the_mean_of_real_positions_whatever_the_padding(done):

@@ -10,6 +10,7 @@ from scaling.corpus.vocabulary import Vocabulary
 
 MEDIANS = np.array([0.1, 1 / 3, np.nextafter(2.0, 3.0)])
 GENES = ("ENSG2", "ENSG1", "ENSG3")
+SPECIAL = ("<pad>", "<mask>", "<cls>", "<eos>")
 
 
 def test_comes_back_from_disk_to_the_bit(tmp_path):
@@ -18,6 +19,20 @@ def test_comes_back_from_disk_to_the_bit(tmp_path):
     back = Vocabulary.load(tmp_path / "vocabulary.json")
     assert back.genes == GENES and back.medians.tobytes() == MEDIANS.tobytes()
     assert back.hash == genes.hash and len(back) == 5
+    assert genes.hash == "9cfacb04269c9146"  # checkpoints carry it: it must not change
+    assert (tmp_path / "vocabulary.json").read_text() == (
+        '{"special": ["<pad>", "<mask>"], "genes": ["ENSG2", "ENSG1", "ENSG3"], '
+        '"medians": [0.1, 0.3333333333333333, 2.0000000000000004]}'
+    )
+
+
+def test_other_special_tokens_and_renamed_ids_come_back_from_disk(tmp_path):
+    genes = Vocabulary(GENES, MEDIANS, SPECIAL, {"ENSG9": "ENSG1"})
+    genes.save(tmp_path / "vocabulary.json")
+    back = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert (back.special, back.renamed) == (SPECIAL, {"ENSG9": "ENSG1"}) and len(back) == 7
+    assert back.hash == genes.hash == Vocabulary(GENES, MEDIANS, SPECIAL).hash
+    assert back.hash != Vocabulary(GENES, MEDIANS).hash
 
 
 @pytest.mark.parametrize(
@@ -49,6 +64,22 @@ def test_impossible_vocabularies_are_refused(genes, medians, message):
         Vocabulary(genes, np.array(medians))
 
 
+@pytest.mark.parametrize(
+    ("special", "renamed", "message"),
+    [
+        (("<mask>", "<pad>"), {}, "begins with"),
+        (("<pad>",), {}, "begins with"),
+        ((*SPECIAL, "<cls>"), {}, "begins with"),
+        ((*SPECIAL[:2], "ENSG1"), {}, "no gene is named so"),
+        (SPECIAL, {"ENSG1": "ENSG2"}, "renames"),
+        (SPECIAL, {"ENSG9": "ENSG8"}, "renames"),
+    ],
+)
+def test_impossible_special_tokens_and_renamed_ids_are_refused(special, renamed, message):
+    with pytest.raises(ValueError, match=message):
+        Vocabulary(GENES, MEDIANS, special, renamed)
+
+
 def test_as_many_tokens_as_16_bits_hold():
     genes = tuple(map(str, range(2**16 - 2)))
     assert len(Vocabulary(genes, np.ones(len(genes)))) == 2**16
@@ -56,7 +87,10 @@ def test_as_many_tokens_as_16_bits_hold():
 
 @pytest.mark.parametrize(
     "content",
-    [None, "", "no json", "[1]", '{"genes": ["a"]}', '{"genes": ["a"], "medians": ["x"]}'],
+    [
+        None, "", "no json", "[1]", '{"genes": ["a"]}', '{"genes": ["a"], "medians": [1.0]}',
+        '{"special": ["<pad>", "<mask>"], "genes": ["a"], "medians": ["x"]}',
+    ],
 )
 def test_a_file_that_is_no_vocabulary_is_named(tmp_path, content):
     path = tmp_path / "vocabulary.json"
@@ -84,6 +118,13 @@ def test_version_suffixes_go_and_symbols_stay():
 def test_a_table_maps_symbols_and_leaves_ids_alone():
     names = np.array(["CD4", "ENSG7.1", "unheard of", ""])
     assert vocabulary.gene_ids(names, {"CD4": "ENSG1"}).tolist() == ["ENSG1", "ENSG7", None, None]
+
+
+def test_retired_ids_take_their_genes_id():
+    names = np.array(["ENSG3.1", "ENSG4", "CD4", "ENSG1", "", "CD8A"])
+    renamed = {"ENSG3": "ENSG1", "ENSG2": "ENSG4"}
+    found = vocabulary.gene_ids(names, {"CD4": "ENSG2"}, renamed).tolist()
+    assert found == ["ENSG1", "ENSG4", "ENSG4", "ENSG1", None, None]
 
 
 def test_a_gene_without_a_name_has_no_id():
@@ -118,3 +159,13 @@ def test_files_of_two_kinds_of_names_need_a_table():
     with pytest.raises(ValueError, match="a names genes by Ensembl id and b by.*data.gene_names"):
         vocabulary.check_one_kind(ids)
     vocabulary.check_one_kind({"a": ids["a"], "c": np.array(["ENSG5", None, "ENSG6", "MT"])})
+    vocabulary.check_one_kind({"b": ids["b"], "none": np.array([None])})
+
+
+def test_files_of_two_species_are_refused():
+    ids = {"a": ["ENSG1", "ENSGR2", None], "b": ["ENSMUSG1", "ENSMUSG2", "ENSG3", "Actb"]}
+    with pytest.raises(ValueError, match=r"a has genes ENSG\.\.\. and b genes ENSMUSG.*orthologs"):
+        vocabulary.check_one_kind(ids)
+    vocabulary.check_one_kind({"a": ids["a"], "c": ["ENSMUSG1", "ENSG1", "ENSG2"]})
+    with pytest.raises(ValueError, match="b names genes by Ensembl id and c by symbol"):
+        vocabulary.check_one_kind({"b": ids["b"], "c": ["ENSMUSG1", "Actb", "Cd4"]})

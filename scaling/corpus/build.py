@@ -12,7 +12,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scaling.corpus import medians, pieces, ranks, readers, shards, subsets, vocabulary, workers
+from scaling.corpus import (
+    coverage,
+    dictionaries,
+    medians,
+    pieces,
+    ranks,
+    readers,
+    shards,
+    subsets,
+    vocabulary,
+    workers,
+)
 from scaling.corpus.pieces import Piece, Work
 from scaling.corpus.vocabulary import Vocabulary
 
@@ -134,7 +145,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     sources = [readers.open_source(path, **options) for path in files]
     scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
     _check_label(settings, scored)
-    given = Vocabulary.load(pathlib.Path(settings.vocabulary)) if settings.vocabulary else None
+    given = _given(settings.vocabulary)
     ids = gene_ids(sources, settings.gene_names, given)
     obs = _annotations(sources, settings)
     if settings.score_on:
@@ -147,8 +158,6 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     by = {"workers": settings.workers, "scheduler": settings.scheduler}
 
     def work(scan: bool, sketch_of, genes: Vocabulary | None) -> dict[str, Work]:
-        for source in sources if genes else ():
-            _check_overlap(source, ids[source.name], genes)
         return {s.name: Work(s, folder, ids[s.name], scan, sketch_of, genes) for s in sources}
 
     left = [p for p in of if not p.scanned(folder).exists()]
@@ -160,11 +169,17 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     obs.loc[leaked, "split"] = "duplicate"
     genes = given or _from_pool(sources, ids, union, of, leaked, obs, settings, folder)
     genes.save(folder / shards.VOCABULARY)
+    covered = {
+        s.name: coverage.report(ids[s.name], _counts_of_columns(s, of, folder), genes)
+        for s in sources
+    }
+    for source in sources:
+        coverage.check(source, covered[source.name], genes)
     left = [p for p in of if not p.ranked(folder).exists()]
     workers.run(pieces.read, left, work(False, None, genes), "ranking genes", **by)
-    ranked = [_numbers(p.ranked(folder), "lengths", "covered", "checksum") for p in of]
-    obs["length"] = np.concatenate([lengths for lengths, *_ in ranked])
-    reports = [_report(s, ids[s.name], genes, obs, of, ranked) for s in sources]
+    ranked = [_numbers(p.ranked(folder), "lengths", "checksum") for p in of]
+    obs["length"] = np.concatenate([lengths for lengths, _ in ranked])
+    reports = [_report(s, obs) | covered[s.name] for s in sources]
     obs = obs[obs["length"] > 0].reset_index(drop=True)
     for split, remedy in (("pool", "data.h5ad"), ("held_out", "data.score_on")):
         if not (obs["split"] == split).any():
@@ -189,10 +204,10 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
         "keep_without_file": sorted(set(settings.keep) - {s.name for s in sources}),
         "shards": [
             {"name": p.shard, "cells": int((lengths > 0).sum()), "tokens": int(lengths.sum())}
-            for p, (lengths, *_) in zip(of, ranked, strict=True)
+            for p, (lengths, _) in zip(of, ranked, strict=True)
         ],
         "checksums": {name: shards.file_checksum(folder / name) for name in names}
-        | {p.shard: str(checksum) for p, (*_, checksum) in zip(of, ranked, strict=True)},
+        | {p.shard: str(checksum) for p, (_, checksum) in zip(of, ranked, strict=True)},
     }
     (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=1))
     for piece in of:
@@ -216,11 +231,21 @@ def _numbers(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
         return tuple(arrays[name] for name in names)
 
 
-def _report(source, ids, genes: Vocabulary, obs, of: list[Piece], ranked) -> dict:
+def _counts_of_columns(source, of: list[Piece], folder: pathlib.Path) -> np.ndarray:
+    """Counts of each of a file's columns over the cells that were read, float64."""
+    mine = [p for p in of if p.dataset == source.name]
+    return sum(_numbers(p.scanned(folder), "columns")[0] for p in mine)
+
+
+def _report(source, obs) -> dict:
+    """What became of a file's cells.
+
+    `cells` are read and `cells_filtered` left out by data.keep. Of those read,
+    `cells_without_genes` are dropped, of which `cells_without_counts` have no count at all;
+    `cells_kept_from_training` stay, but stand in no subset, as they equal a held-out cell.
+    """
     mine = obs[obs["dataset"] == source.name]
-    covered = sum(
-        float(c) for p, (_, c, _) in zip(of, ranked, strict=True) if p.dataset == source.name
-    )
+    alike = (mine["split"] == "duplicate") & (mine["length"] > 0)
     return {
         "name": source.name,
         "path": str(source.path),
@@ -228,10 +253,17 @@ def _report(source, ids, genes: Vocabulary, obs, of: list[Piece], ranked) -> dic
         "cells": len(mine),
         "cells_filtered": len(source.obs) - len(mine),
         "cells_without_genes": int((mine["length"] == 0).sum()),
-        "genes": len(source.genes),
-        "genes_mapped": int((pieces.positions(ids, genes.genes) >= 0).sum()),
-        "counts_covered": covered / max(float(mine["total"].sum()), 1.0),
+        "cells_without_counts": int((mine["total"] == 0).sum()),
+        "cells_kept_from_training": int(alike.sum()),
     }
+
+
+def _given(path: str) -> Vocabulary | None:
+    """The vocabulary of `data.vocabulary`: none, a file, or a folder of dictionaries."""
+    if not path:
+        return None
+    at = pathlib.Path(path)
+    return dictionaries.read_vocabulary(at) if at.is_dir() else Vocabulary.load(at)
 
 
 def _check_label(settings: CorpusSettings, scored: list[readers.Source]) -> None:
@@ -253,18 +285,22 @@ def gene_ids(
       sources: the files.
       gene_names: path of a table of symbols, or "".
       given: a vocabulary whose ids symbols should meet; None takes those that files name.
+
+    Raises:
+      ValueError: files (or a file and the vocabulary) of two species, or of ids and symbols.
     """
-    ids = {s.name: vocabulary.gene_ids(s.genes, None) for s in sources}
+    renamed = given.renamed if given else {}
+    ids = {s.name: vocabulary.gene_ids(s.genes, None, renamed) for s in sources}
     if gene_names:
         ensembl = {i for i in _union(ids) if vocabulary.ENSEMBL.match(i)}
         table = vocabulary.read_gene_names(gene_names, given.genes if given else ensembl)
-        ids = {s.name: vocabulary.gene_ids(s.genes, table) for s in sources}
+        ids = {s.name: vocabulary.gene_ids(s.genes, table, renamed) for s in sources}
         for source in (s for s in sources if not any(ids[s.name])):
             raise ValueError(
                 f"{source.path}: {gene_names} has none of its genes (such as {source.genes[0]!r}); "
                 "give a table of its symbols, or name their column by data.gene_column"
             )
-    vocabulary.check_one_kind(ids)
+    vocabulary.check_one_kind(ids | ({"the vocabulary": given.genes} if given else {}))
     return ids
 
 
@@ -338,7 +374,7 @@ def _from_pool(sources, ids, union, of, leaked, obs, settings, folder) -> Vocabu
 
 def encode(
     source: readers.Source, ids: np.ndarray, genes: Vocabulary
-) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rank tokens of a file's cells, chunk by chunk.
 
     Args:
@@ -347,24 +383,10 @@ def encode(
       genes: the vocabulary.
 
     Yields:
-      rows [n], counts [n, genes of the file], tokens uint16 (cells one after another),
-      lengths [n].
-
-    Raises:
-      ValueError: the file has no gene of the vocabulary.
+      rows [n], tokens uint16 (cells one after another), lengths [n].
     """
-    _check_overlap(source, ids, genes)
     places = pieces.positions(ids, genes.genes)
     for rows, counts in readers.chunks(source):
         mapped = pieces.select(counts, places, len(genes.genes))
         totals = np.asarray(counts.sum(1)).ravel()
-        yield rows, counts, *ranks.rank_tokens(mapped, totals, genes.medians)
-
-
-def _check_overlap(source: readers.Source, ids: np.ndarray, genes: Vocabulary) -> None:
-    if not set(genes.genes).intersection(i for i in ids if i is not None):
-        raise ValueError(
-            f"{source.path}: none of its {len(source.genes)} genes (such as {source.genes[0]!r}) "
-            f"is in the vocabulary (such as {genes.genes[0]!r}); map symbols with "
-            "data.gene_names, or name the column with the ids by data.gene_column"
-        )
+        yield rows, *ranks.rank_tokens(mapped, totals, genes.medians, len(genes.special))

@@ -8,7 +8,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from scaling.corpus.shards import MANIFEST, OBS, Corpus, file_checksum
-from scaling.corpus.tokens import SPECIAL
 
 BINS = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 65536)  # of a histogram of lengths
 
@@ -47,9 +46,8 @@ def _contents(corpus: Corpus) -> list[str]:
         faults.append(f"{corpus.folder / OBS} does not hold the cells that {MANIFEST} counts")
     for shard in corpus.manifest["shards"]:
         tokens = np.fromfile(corpus.folder / shard["name"], "<u2")
-        if len(tokens) and not len(SPECIAL) <= tokens.min() <= tokens.max() < len(
-            corpus.vocabulary
-        ):
+        first, end = len(corpus.vocabulary.special), len(corpus.vocabulary)
+        if len(tokens) and not first <= tokens.min() <= tokens.max() < end:
             faults.append(f"{corpus.folder / shard['name']} has tokens that are no gene")
     return faults
 

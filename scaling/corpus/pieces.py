@@ -70,7 +70,7 @@ class Work:
 
 def read(piece: Piece, work: Work) -> None:
     """Reads a piece once and writes what is wanted of it."""
-    totals, prints, lengths, covered = [], [], [], 0.0
+    totals, prints, lengths, of_columns = [], [], [], np.zeros(len(work.ids))
     own = sorted({i for i in work.ids if i is not None})
     hashes, sketch, digest = identical.gene_hashes(own), None, hashlib.sha256()
     if work.sketch_of is not None:
@@ -86,6 +86,7 @@ def read(piece: Piece, work: Work) -> None:
             total = np.asarray(counts.sum(1)).ravel()
             totals.append(total)
             if work.scan:
+                of_columns += np.bincount(counts.indices, counts.data, len(work.ids))
                 prints.append(identical.fingerprints(select(counts, columns, len(own)), hashes))
             if sketch is not None:
                 pool = np.flatnonzero(piece.pool[done : done + len(rows)])
@@ -93,26 +94,29 @@ def read(piece: Piece, work: Work) -> None:
             if shard is not None:
                 genes = work.vocabulary
                 mapped = select(counts, tokens_of, len(genes.genes))
-                tokens, length = ranks.rank_tokens(mapped, total, genes.medians)
+                special = len(genes.special)
+                tokens, length = ranks.rank_tokens(mapped, total, genes.medians, special)
                 content = tokens.astype("<u2", copy=False).tobytes()
                 shard.write(content)
                 digest.update(content)
                 lengths.append(length)
-                covered += mapped.data.sum()
             done += len(rows)
     finally:
         if shard is not None:
             shard.close()
     if work.scan:
-        found = {"totals": np.concatenate(totals), "fingerprints": np.concatenate(prints)}
+        found = {
+            "totals": np.concatenate(totals),
+            "fingerprints": np.concatenate(prints),
+            "columns": of_columns,
+        }
         if sketch is not None:
             found["places"], found["cells"] = sketch.sparse()
         _save(piece.scanned(work.folder), found)
     if shard is not None:
         os.replace(partial, work.folder / piece.shard)
-        _save(piece.ranked(work.folder), {
-            "lengths": np.concatenate(lengths), "covered": covered, "checksum": digest.hexdigest(),
-        })
+        found = {"lengths": np.concatenate(lengths), "checksum": digest.hexdigest()}
+        _save(piece.ranked(work.folder), found)
 
 
 def _save(path: pathlib.Path, arrays: dict) -> None:

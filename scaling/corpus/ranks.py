@@ -12,7 +12,10 @@ MOVES = 32  # for each gene, after which a cell is sorted otherwise
 
 
 def rank_tokens(
-    counts_NxG: sp.csr_matrix, totals_N: np.ndarray, medians_G: np.ndarray
+    counts_NxG: sp.csr_matrix,
+    totals_N: np.ndarray,
+    medians_G: np.ndarray,
+    special: int = len(SPECIAL),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes cells by rank (Theodoris et al. 2023).
 
@@ -24,6 +27,7 @@ def rank_tokens(
       counts_NxG: raw counts of the vocabulary's genes, without stored zeros; genes in any order.
       totals_N: counts of each cell over all genes that were measured.
       medians_G: float64 factor of each gene.
+      special: tokens that are no genes, which come before the first gene's.
 
     Returns:
       tokens: uint16, all cells one after another; lengths: int64 [N], tokens of each cell.
@@ -32,12 +36,12 @@ def rank_tokens(
     data = counts_NxG.data.astype(np.float64, copy=False)
     totals_N = np.asarray(totals_N, np.float64)
     arrays = counts_NxG.indptr, counts_NxG.indices, data, totals_N, medians_G
-    _rank(*arrays, len(SPECIAL), tokens, crowded_N)
+    _rank(*arrays, special, tokens, crowded_N)
     for cell in np.flatnonzero(crowded_N):
         at = slice(counts_NxG.indptr[cell], counts_NxG.indptr[cell + 1])
         gene = counts_NxG.indices[at]
         score = data[at] / totals_N[cell] * TARGET_SUM / medians_G[gene]
-        tokens[at] = gene[np.lexsort((gene, -score))] + len(SPECIAL)
+        tokens[at] = gene[np.lexsort((gene, -score))] + special
     return tokens, np.diff(counts_NxG.indptr).astype(np.int64)
 
 

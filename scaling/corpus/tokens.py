@@ -1,4 +1,4 @@
-"""The tokens that are no genes; those of genes follow."""
+"""The tokens that are no genes, unless a vocabulary has more; those of genes follow."""
 
 PAD, MASK = 0, 1
 SPECIAL = ("<pad>", "<mask>")

@@ -6,7 +6,8 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scaling.corpus.tokens import SPECIAL
 
 TARGET_SUM = 10_000.0  # counts of a cell are scaled to this total
 ENSEMBL = re.compile(r"(ENS[A-Z]*G[R]?\d+)(\.\d+)?$")
+SPECIES = re.compile(r"ENS[A-Z]*?G(?=R?\d)")  # ENSG human, ENSMUSG mouse; R marks a region of Y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +25,17 @@ class Vocabulary:
     """Genes that have a token, with the factor that each is divided by before ranking.
 
     Attributes:
-      genes: gene ids; token of genes[k] is k + 2, after `<pad>` 0 and `<mask>` 1.
+      genes: gene ids; token of genes[k] is len(special) + k.
       medians: float64 [genes], median over cells of the non-zero c/n * 10,000 (Theodoris et al.
         2023), counts per 10,000.
+      special: tokens that are no genes, by id: `<pad>` 0, `<mask>` 1, and what else a model has.
+      renamed: retired gene id -> the gene that has its counts today.
     """
 
     genes: tuple[str, ...]
     medians: np.ndarray
+    special: tuple[str, ...] = SPECIAL
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if len(self) > np.iinfo(np.uint16).max + 1:
@@ -40,21 +46,28 @@ class Vocabulary:
             raise ValueError("a vocabulary needs distinct genes and one median for each")
         if not (np.isfinite(self.medians).all() and (self.medians > 0).all()):
             raise ValueError("a vocabulary's medians must be finite and above 0")
+        if self.special[:2] != SPECIAL or len({*self.special, *self.genes}) != len(self):
+            raise ValueError(f"a vocabulary begins with {SPECIAL}, and no gene is named so")
+        genes = set(self.genes)
+        if genes & set(self.renamed) or set(self.renamed.values()) - genes:
+            raise ValueError("a vocabulary renames ids that it has not, to genes that it has")
 
     def __len__(self) -> int:
-        """Number of tokens: the genes and `<pad>`, `<mask>`."""
-        return len(self.genes) + len(SPECIAL)
+        """Number of tokens: the genes and those that are none."""
+        return len(self.genes) + len(self.special)
 
     @functools.cached_property
     def hash(self) -> str:
-        """What a checkpoint and a corpus must share, hex."""
-        digest = hashlib.sha256("\n".join(SPECIAL + self.genes).encode())
+        """What a checkpoint and a corpus must share, hex: the meaning of every token."""
+        digest = hashlib.sha256("\n".join(self.special + self.genes).encode())
         digest.update(np.ascontiguousarray(self.medians, "<f8").tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: pathlib.Path) -> None:
         """Writes JSON; the medians come back to the bit."""
-        content = {"special": SPECIAL, "genes": self.genes, "medians": self.medians.tolist()}
+        content = {"special": self.special, "genes": self.genes, "medians": self.medians.tolist()}
+        if self.renamed:
+            content["renamed"] = dict(self.renamed)
         path.write_text(json.dumps(content))
 
     @classmethod
@@ -62,7 +75,12 @@ class Vocabulary:
         """Reads what `save` wrote, or names what is wrong with the file."""
         try:
             content = json.loads(path.read_text())
-            return cls(tuple(content["genes"]), np.array(content["medians"], np.float64))
+            return cls(
+                tuple(content["genes"]),
+                np.array(content["medians"], np.float64),
+                tuple(content["special"]),
+                dict(content.get("renamed", {})),
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: not a vocabulary ({error}); give the vocabulary.json of a corpus"
@@ -100,11 +118,14 @@ def read_gene_names(path: str, preferred: Collection[str]) -> dict[str, str]:
     return dict(zip(table["gene_name"], table["ensembl_id"], strict=True))
 
 
-def gene_ids(names: np.ndarray, table: dict[str, str] | None) -> np.ndarray:
+def gene_ids(
+    names: np.ndarray, table: Mapping[str, str] | None, renamed: Mapping[str, str] | None = None
+) -> np.ndarray:
     """Ids of a file's genes, object [len(names)], None where there is none.
 
     Ensembl ids lose their version suffix. Other names are looked up in the table; without a
-    table they are taken as ids themselves. An empty name has no id.
+    table they are taken as ids themselves. An empty name has no id. What is renamed then takes
+    its new id.
     """
     ids = [
         _without_version(name) or None
@@ -112,20 +133,39 @@ def gene_ids(names: np.ndarray, table: dict[str, str] | None) -> np.ndarray:
         else table.get(name)
         for name in names
     ]
-    return np.array(ids, dtype=object)
+    return np.array([(renamed or {}).get(i, i) for i in ids], dtype=object)
 
 
-def check_one_kind(ids_by_file: dict[str, np.ndarray]) -> None:
-    """Refuses files of which some name genes by Ensembl id and others by symbol."""
-    kinds: dict[bool, str] = {}
+def check_one_kind(ids_by_file: Mapping[str, Sequence[str | None]]) -> None:
+    """Refuses files of which some name genes by Ensembl id and others by symbol, or two species.
+
+    Args:
+      ids_by_file: gene ids of each file, by what the file is called; most of them decide.
+    """
+    kinds: dict[str, str] = {}
     for file, ids in ids_by_file.items():
-        known = [i for i in ids if i is not None]
-        kinds[sum(bool(ENSEMBL.match(i)) for i in known) * 2 > len(known)] = file
-    if len(kinds) == 2:
+        species = Counter(_species(i) for i in ids if i is not None)
+        symbols = species.pop("", 0)
+        named = species.total() > symbols
+        kinds.setdefault(species.most_common(1)[0][0] if named else "", file)
+    symbol = kinds.pop("", None)
+    if symbol and kinds:
         raise ValueError(
-            f"{kinds[True]} names genes by Ensembl id and {kinds[False]} by symbol; give a table "
-            "of both with data.gene_names=TABLE.csv (columns gene_name, ensembl_id)"
+            f"{next(iter(kinds.values()))} names genes by Ensembl id and {symbol} by symbol; give "
+            "a table of both with data.gene_names=TABLE.csv (columns gene_name, ensembl_id), or "
+            "name a column of .var with the ids by data.gene_column"
         )
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise ValueError(
+            f"{first} has genes {one}... and {second} genes {other}...: two species; leave one "
+            "out, or replace its ids by those of their orthologs"
+        )
+
+
+def _species(gene: str) -> str:
+    """What an Ensembl id begins with, "" for other names."""
+    return SPECIES.match(gene).group() if ENSEMBL.match(gene) else ""
 
 
 def _without_version(gene: str) -> str:

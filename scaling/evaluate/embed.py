@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scaling.corpus import build, readers
+from scaling.corpus import build, coverage, readers
 from scaling.corpus.shards import Corpus
 from scaling.corpus.tokens import PAD
 from scaling.corpus.vocabulary import Vocabulary
@@ -90,7 +90,7 @@ def embed_file(
       The embeddings, float32 [cells, D]; the share of the file's counts in the vocabulary.
 
     Raises:
-      ValueError: the copy exists, or the file has no gene of the vocabulary.
+      ValueError: the copy exists, or the vocabulary covers too little of the file.
     """
     if out.exists() or not out.parent.is_dir():
         state = "exists" if out.exists() else "lies in a folder that does not exist"
@@ -98,11 +98,11 @@ def embed_file(
     if not name or "/" in name:
         raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
 
+    covered = coverage.report(ids, coverage.gene_totals(source), vocabulary)
+    coverage.check(source, covered, vocabulary)
     embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
-    known, covered, total = np.isin(ids.astype(str), vocabulary.genes), 0.0, 0.0
     with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
-        for rows, counts, tokens, lengths in build.encode(source, ids, vocabulary):
-            covered, total = covered + counts[:, known].sum(), total + counts.sum()
+        for rows, tokens, lengths in build.encode(source, ids, vocabulary):
             block = np.full((len(rows), model.length), PAD, np.int32)
             for k, cell in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
                 block[k, : len(cell)] = cell[: model.length]
@@ -124,4 +124,4 @@ def embed_file(
         partial.rename(out)
     finally:
         partial.unlink(missing_ok=True)
-    return embedding, float(covered / max(total, 1))
+    return embedding, covered["counts_covered"]

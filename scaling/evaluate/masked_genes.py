@@ -33,7 +33,8 @@ def score_model(
     Returns:
       Rows {score, value, n, positions, read_from}; loss in nats.
     """
-    step = functools.partial(_predict, params, model=model, mask=mask)
+    special = len(corpus.vocabulary.special)
+    step = functools.partial(_predict, params, model=model, mask=mask, special=special)
     return _score(step, model.length, corpus, rows)
 
 
@@ -53,7 +54,8 @@ def score_floors(
       corpus: of the cells.
       rows: the held-out cells.
     """
-    step = functools.partial(_floors, jnp.asarray(frequency_V), mask=mask)
+    special = len(corpus.vocabulary.special)
+    step = functools.partial(_floors, jnp.asarray(frequency_V), mask=mask, special=special)
     scored = _score(step, length, corpus, rows)
     return {
         name: [{**row, "read_from": None} for row in scored if row["read_from"] == name]
@@ -67,10 +69,10 @@ def token_frequency(corpus: Corpus, rows: np.ndarray, length: int) -> np.ndarray
     return np.bincount(tokens[tokens > 0], minlength=len(corpus.vocabulary))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mask"))
-def _predict(params, tokens_BxL, cell_B, *, model, mask):
+@functools.partial(jax.jit, static_argnames=("model", "mask", "special"))
+def _predict(params, tokens_BxL, cell_B, *, model, mask, special):
     encoder = RankEncoder(model, len(params["bias"]))
-    cells = _masked(tokens_BxL, cell_B, encoder.vocabulary, mask)
+    cells = _masked(tokens_BxL, cell_B, encoder.vocabulary, mask, special)
     hidden_BxMxD = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
     arrays = hidden_BxMxD, params["embedding"], params["bias"], cells.labels_BxM
     # Blocked: the compiler cuts it over devices, which it cannot do with a kernel.
@@ -86,9 +88,9 @@ def _predict(params, tokens_BxL, cell_B, *, model, mask):
     return _judged(cells, {"P": from_q.top_p_BxM, "Q": from_q.top_q_BxM}), nats
 
 
-@functools.partial(jax.jit, static_argnames="mask")
-def _floors(frequency_V, tokens_BxL, cell_B, *, mask):
-    cells = _masked(tokens_BxL, cell_B, len(frequency_V), mask)
+@functools.partial(jax.jit, static_argnames=("mask", "special"))
+def _floors(frequency_V, tokens_BxL, cell_B, *, mask, special):
+    cells = _masked(tokens_BxL, cell_B, len(frequency_V), mask, special)
     likely_B = jnp.argmax(jnp.where(cells.known_BxV, -1, frequency_V), axis=1)
     tops = {
         "copy_input": jnp.take_along_axis(cells.inputs_BxL, cells.slots_BxM, axis=1),
@@ -97,9 +99,9 @@ def _floors(frequency_V, tokens_BxL, cell_B, *, mask):
     return _judged(cells, tops), {}
 
 
-def _masked(tokens_BxL, cell_B, vocabulary, mask) -> masking.MaskedCells:
+def _masked(tokens_BxL, cell_B, vocabulary, mask, special) -> masking.MaskedCells:
     keys_B = masking.draw_keys(HELD_OUT_SEED, jnp.zeros_like(cell_B), cell_B)
-    return masking.mask_cells(tokens_BxL, keys_B, vocabulary, mask)
+    return masking.mask_cells(tokens_BxL, keys_B, vocabulary, mask, special)
 
 
 def _judged(cells: masking.MaskedCells, tops: dict) -> dict:

@@ -57,7 +57,8 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         source = batches.Batches(corpus, rows, plan, steps, settings.model.length)
         held_out = _held_out_batches(corpus, settings, mesh)
         sizes = count_parameters(params)
-        clock = _train(settings, source, state, held_out, sizes, steps, mesh, folder)
+        special = len(corpus.vocabulary.special)
+        clock = _train(settings, special, source, state, held_out, sizes, steps, mesh, folder)
     lengths = corpus.obs["length"].to_numpy()[rows].clip(max=settings.model.length)
     summary = {
         "hash": name,
@@ -136,7 +137,7 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]
     return [sharding.shard_batch({**b, "epoch": 0 * b["epoch"]}, mesh) for b in batch]
 
 
-def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
+def _train(settings, special, source, state, held_out, sizes, steps, mesh, folder):
     """Order of a turn: measure, save, fetch, dispatch, and read what the step before left."""
     train, program, clock, start = settings.train, settings.program(), {"seconds": 0.0}, 0
     seeds = {"init": np.uint32(train.init_seed), "mask": np.uint32(train.mask_seed)}
@@ -148,13 +149,13 @@ def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
         log = _Log(folder, start, steps, train, sizes, clock["seconds"])
         with contextlib.closing(log):
             if start == 0:
-                log.held_out(0, state.params, held_out, program)
+                log.held_out(0, state.params, held_out, program, special)
             for step in range(start + 1, steps + 1):
                 batch = sharding.shard_batch(next(iterator), mesh)
-                state, logged = train_step(state, batch, seeds, program, steps)
+                state, logged = train_step(state, batch, seeds, program, steps, special)
                 log.train(step, logged)
                 if step == steps or step % max(1, steps // 10) == 0:
-                    log.held_out(step, state.params, held_out, program)
+                    log.held_out(step, state.params, held_out, program, special)
                 if step == steps or step % train.checkpoint_every == 0:
                     log.flush()  # a restart goes on after this step: its row must be on disk
                     checkpoint.save(checkpoints, step, state, iterator, log.clock())
@@ -213,10 +214,10 @@ class _Log:
             {"loss": f"{row['train/loss']:.3f}", "cells/s": f"{row['cells_per_second']:.0f}"}
         )
 
-    def held_out(self, step: int, params: dict, held_out: list[dict], program) -> None:
+    def held_out(self, step: int, params: dict, held_out: list[dict], program, special) -> None:
         """Measures the loss of held-out cells, from sums over all of them."""
         self.flush()
-        parts = [held_out_sums(params, batch, program) for batch in held_out]
+        parts = [held_out_sums(params, batch, program, special) for batch in held_out]
         total = jax.device_get(jax.tree.map(lambda *leaves: sum(leaves), *parts))
         row = {
             "held_out/loss": float(total.value(program.objective)),

@@ -1,6 +1,7 @@
 """Rank tokens and a draw's key -> what the encoder sees, the masked slots and their true genes."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ class MaskingSettings:
       rate: share of the non-padding positions that are selected, each drawn by itself.
       mask_share: share of the selected positions that become `<mask>`.
       random_share: share of the selected positions that become a random gene; the rest stays.
-      draw_special: let the random gene be `<pad>` or `<mask>` too, as the original code does.
+      draw_special: let the random gene be a token that is no gene too, as the original code does.
     """
 
     rate: float
@@ -78,7 +79,11 @@ def draw_keys(seed: int, epoch_B: jax.Array, cell_B: jax.Array) -> jax.Array:
 
 
 def mask_cells(
-    tokens_BxL: jax.Array, keys_B: jax.Array, vocabulary: int, settings: MaskingSettings
+    tokens_BxL: jax.Array,
+    keys_B: jax.Array,
+    vocabulary: int,
+    settings: MaskingSettings,
+    special: int = len(SPECIAL),
 ) -> MaskedCells:
     """Masks cells: BERT's 15 % with 80/10/10 at its default settings (Devlin et al. 2019).
 
@@ -87,12 +92,15 @@ def mask_cells(
       keys_B: one random key per cell.
       vocabulary: V.
       settings: shares.
+      special: tokens that are no genes; the first gene's token follows them.
     """
     slots = capacity(tokens_BxL.shape[1], settings.rate)
-    return jax.vmap(lambda t, k: _mask_cell(t, k, slots, vocabulary, settings))(tokens_BxL, keys_B)
+    first = 0 if settings.draw_special else special
+    of_cell = functools.partial(_mask_cell, slots, first, vocabulary, settings)
+    return jax.vmap(of_cell)(tokens_BxL, keys_B)
 
 
-def _mask_cell(tokens_L, key, slots: int, vocabulary: int, settings: MaskingSettings):
+def _mask_cell(slots: int, first: int, vocabulary: int, settings: MaskingSettings, tokens_L, key):
     length = len(tokens_L)
     select, treat, draw = jax.random.split(key, 3)
     uniform_L = jax.random.uniform(select, (length,))
@@ -105,7 +113,6 @@ def _mask_cell(tokens_L, key, slots: int, vocabulary: int, settings: MaskingSett
     treatment_L = jax.random.uniform(treat, (length,))
     hidden_L = kept_L & (treatment_L < settings.mask_share)
     random_L = kept_L & ~hidden_L & (treatment_L < settings.mask_share + settings.random_share)
-    first = 0 if settings.draw_special else len(SPECIAL)
     gene_L = jax.random.randint(draw, (length,), first, vocabulary, jnp.int32)
     inputs_L = jnp.where(hidden_L, MASK, jnp.where(random_L, gene_L, tokens_L))
 

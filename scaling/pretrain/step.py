@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scaling.corpus.tokens import SPECIAL
 from scaling.pretrain import masking, optimizer, predictions
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.objectives import Loss, ObjectiveSettings, objective
@@ -61,12 +62,26 @@ class State:
     step: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="state")
-def train_step(state: State, batch: dict, seeds: dict, program: RunSettings, steps: int):
-    """One update; a pure function of its arguments. Returns (state, numbers to be logged)."""
+@functools.partial(
+    jax.jit, static_argnames=("program", "steps", "special"), donate_argnames="state"
+)
+def train_step(
+    state: State,
+    batch: dict,
+    seeds: dict,
+    program: RunSettings,
+    steps: int,
+    special: int = len(SPECIAL),
+):
+    """One update; a pure function of its arguments. Returns (state, numbers to be logged).
+
+    The vocabulary's first `special` tokens are no genes: see `masking.mask_cells`.
+    """
     model = RankEncoder(program.model, len(state.params["bias"]))
     keys_B = masking.draw_keys(seeds["mask"], batch["epoch"], batch["cell"])
-    cells = masking.mask_cells(batch["tokens"], keys_B, model.vocabulary, program.masking)
+    cells = masking.mask_cells(
+        batch["tokens"], keys_B, model.vocabulary, program.masking, special
+    )
 
     def loss(params):
         hidden_BxMxD = model.apply(
@@ -98,12 +113,16 @@ def train_step(state: State, batch: dict, seeds: dict, program: RunSettings, ste
     return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
 
 
-@functools.partial(jax.jit, static_argnames="program")
-def held_out_sums(params: dict, batch: dict, program: RunSettings) -> Loss:
+@functools.partial(jax.jit, static_argnames=("program", "special"))
+def held_out_sums(
+    params: dict, batch: dict, program: RunSettings, special: int = len(SPECIAL)
+) -> Loss:
     """Loss parts of held-out cells under their fixed masks, without dropout."""
     model = RankEncoder(program.model, len(params["bias"]))
     keys_B = masking.draw_keys(HELD_OUT_SEED, batch["epoch"], batch["cell"])
-    cells = masking.mask_cells(batch["tokens"], keys_B, model.vocabulary, program.masking)
+    cells = masking.mask_cells(
+        batch["tokens"], keys_B, model.vocabulary, program.masking, special
+    )
     hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
     return objective(
         hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
