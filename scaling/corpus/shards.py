@@ -99,13 +99,14 @@ class Corpus:
             )
         return records
 
+    def cells(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rank tokens of cells, uint16 [tokens] each; one call for many cells is the quickest."""
+        records = self._records.__getitems__(np.asarray(rows).tolist())
+        return [np.frombuffer(record, "<u2") for record in records]
+
     def tokens(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Rank tokens of cells, cut to the length and padded: int32 [len(rows), length]."""
-        tokens = np.zeros((len(rows), length), np.int32)
-        for k, record in enumerate(self._records.__getitems__([int(r) for r in rows])):
-            cell = np.frombuffer(record, "<u2")[:length]
-            tokens[k, : len(cell)] = cell
-        return tokens
+        return pad(self.cells(rows), length)
 
     def counts(self, rows: np.ndarray) -> sp.csr_matrix:
         """Raw counts of cells in the vocabulary's genes, read again from the source files.
@@ -134,6 +135,14 @@ class Corpus:
             positions.append(at)
         counts = sp.vstack(blocks, format="csr", dtype=np.float32)
         return counts[np.argsort(np.concatenate(positions))]
+
+
+def pad(cells: list[np.ndarray], length: int) -> np.ndarray:
+    """Cells' tokens, uint16 [tokens] each, cut to the length and padded: int32 [cells, length]."""
+    tokens = np.zeros((len(cells), length), np.int32)
+    for row, cell in zip(tokens, cells, strict=True):
+        row[: len(cell)] = cell[:length]
+    return tokens
 
 
 def file_checksum(path: pathlib.Path) -> str:
