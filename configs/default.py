@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.steps = 0  # duration in steps ...
     train.epochs = 3.0  # ... or in passes over the subset: exactly one above 0
     train.batch = 96  # cells of a global batch
+    train.buckets = 1  # lengths to pad to, at most, each a program to compile; 1: model.length
     train.learning_rate = 1e-3  # peak
     train.warmup = 0.1  # share of the steps; then linear decay to 0
     train.weight_decay = 0.001  # AdamW's

@@ -1,37 +1,24 @@
-"""Batches: each cell once an epoch, a function of (seed, step), cut over hosts without loss."""
+"""Batches: cells the plan names, as far padded as they need, cut over any hosts without loss."""
 
 import hashlib
+import types
+from unittest import mock
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from scaling.pretrain.batches import Batches, Plan, cell_hashes, iterate
-
-
-@pytest.mark.parametrize(("cells", "batch"), [(24, 8), (25, 8), (3, 8), (8, 8)])
-def test_every_cell_stands_once_in_every_epoch(cells, batch):
-    plan, steps = Plan(cells, batch, seed=3), 3 * cells
-    chosen, epochs = (np.concatenate(x) for x in zip(*map(plan.at, range(steps)), strict=True))
-    assert len(chosen) == steps * batch and (np.diff(epochs) >= 0).all()
-    orders = [chosen[epochs == epoch] for epoch in range(3 * batch)]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(cells))
-    assert len({tuple(order) for order in orders}) > 3
-
-
-def test_a_batch_is_a_function_of_seed_and_step():
-    plan, again, other = Plan(40, 8, seed=0), Plan(40, 8, seed=0), Plan(40, 8, seed=1)
-    wanted = [plan.at(step) for step in range(12)]
-    for step in (11, 3, 7, 0):  # in any order, with other reads between
-        np.testing.assert_array_equal(again.at(step), wanted[step])
-    assert any((other.at(step)[0] != wanted[step][0]).any() for step in range(3))
+from scaling.pretrain.batches import READ, Batches, cell_hashes, iterate
+from scaling.pretrain.plan import Plan
 
 
 @pytest.fixture
 def source(tiny_corpus):
     rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:20]
-    return Batches(tiny_corpus, rows, Plan(20, 8, seed=0), 7, length=128)
+    return Batches(tiny_corpus, rows, Plan(20, 8, seed=0), 7, (128,))
 
 
 def test_a_batch_holds_the_cells_that_the_plan_names(source, tiny_corpus):
@@ -72,6 +59,88 @@ def test_an_iterator_goes_on_where_its_state_was_taken(source):
     again.set_state(state)
     assert [batch["cell"].tolist() for batch in again] == rest
     assert rest == [source[step]["cell"].tolist() for step in range(3, 7)]
+
+
+PADDED = (16, 32, 64)
+
+
+def corpus_of(lengths) -> types.SimpleNamespace:
+    """Stands in for a corpus: cell k has as many tokens as asked for, all of them k + 2."""
+    obs = pd.DataFrame({"cell_id": [f"cell:{k}" for k in range(len(lengths))], "length": lengths})
+    tokens = [np.full(n, k + 2, np.uint16) for k, n in enumerate(lengths)]
+    return types.SimpleNamespace(
+        obs=obs, folder="none", cells=mock.Mock(side_effect=lambda rows: [tokens[r] for r in rows])
+    )
+
+
+def on_host(host: int, hosts: int):
+    return mock.patch.multiple(jax, process_index=lambda: host, process_count=lambda: hosts)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_another_number_of_hosts_goes_on_with_exactly_the_cells_left(data):
+    lengths = np.array(data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=40)))
+    before, after = data.draw(st.permutations([1, 2, 4]))[:2]
+    batch, epochs = 4 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    steps = -(-epochs * len(lengths) // batch)
+    taken, seed = data.draw(st.integers(0, steps)), data.draw(st.integers(0, 3))
+    buckets = np.searchsorted(PADDED, lengths.clip(max=64))
+    corpus, states = corpus_of(lengths), []
+
+    def on(hosts: int, state=None) -> list[tuple]:
+        """Each batch left: its cells on all hosts, their epochs, and its length."""
+        parts = []
+        for host in range(hosts):
+            with on_host(host, hosts):
+                plan = Plan(len(lengths), batch, seed, buckets)
+                iterator = iterate(Batches(corpus, np.arange(len(lengths)), plan, steps, PADDED))
+                if state is not None:
+                    iterator.set_state(state)
+                    parts.append(list(iterator))
+                    continue
+                parts.append([next(iterator) for _ in range(taken)])
+                states.append(iterator.get_state())
+                iterator.close()
+        shapes = [[b["tokens"].shape for b in part] for part in parts]
+        assert all(of_host == shapes[0] for of_host in shapes)
+        joined = [
+            {k: np.concatenate([b[k] for b in of_hosts]) for k in of_hosts[0]}
+            for of_hosts in zip(*parts, strict=True)
+        ]
+        return [(b["tokens"][:, 0] - 2, b["epoch"], b["tokens"].shape[1]) for b in joined]
+
+    read = on(before)
+    assert all(state == states[0] for state in states)
+    read += on(after, states[0])
+    assert len(read) == steps
+    for cells, _, length in read:
+        longest = lengths[cells].clip(max=64).max()
+        assert length == min(p for p in PADDED if p >= longest)
+    cells, passes = (np.concatenate([b[k] for b in read]) for k in (0, 1))
+    for epoch in range(epochs):
+        np.testing.assert_array_equal(np.sort(cells[passes == epoch]), np.arange(len(lengths)))
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_shards_are_read_many_batches_at_a_time_and_only_once(hosts):
+    cells = 3 * READ * hosts
+    corpus = corpus_of(np.full(cells, 5))
+    with on_host(hosts - 1, hosts):
+        source = Batches(corpus, np.arange(cells), Plan(cells, 64, 0), cells // 64, (16,))
+        assert len(list(iterate(source))) == cells // 64
+    calls = [np.asarray(call.args[0]) for call in corpus.cells.call_args_list]
+    assert [len(rows) for rows in calls] == [READ] * 3
+    assert len(np.unique(np.concatenate(calls))) == 3 * READ
+
+
+def test_the_share_of_padding_is_that_of_the_batches():
+    lengths = np.random.default_rng(0).integers(1, 100, 50)
+    plan = Plan(50, 8, 0, np.searchsorted(PADDED, lengths.clip(max=64)))
+    source = Batches(corpus_of(lengths), np.arange(50), plan, 19, PADDED)
+    tokens = [source[step]["tokens"] for step in range(19)]
+    empty = sum((t == 0).sum() for t in tokens) / sum(t.size for t in tokens)
+    assert source.padding() == pytest.approx(empty) and {t.shape[1] for t in tokens} == {*PADDED}
 
 
 def test_cells_of_other_names_have_other_hashes():

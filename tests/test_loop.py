@@ -17,6 +17,7 @@ from scaling.pretrain import batches, checkpoint, loop, masking, objectives, sha
 from scaling.pretrain.loop import RunSettings, pretrain
 from scaling.pretrain.model import ModelSettings
 from scaling.pretrain.optimizer import TrainSettings
+from scaling.pretrain.plan import Plan
 from scaling.pretrain.writer import METRICS, read_rows
 
 STEPS, EVERY = 20, 7  # a checkpoint at a step without a held-out loss, and at one with
@@ -168,7 +169,7 @@ def test_a_checkpoint_holds_the_state_of_its_step(whole, tiny_corpus, tmp_path, 
     assert record(tmp_path) == record(whole)  # and so the same run twice is the same
     assert_same_bits(params_of(tmp_path, tiny_corpus), states[-1].params)
     rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:60]
-    source = batches.Batches(tiny_corpus, rows, batches.Plan(60, 16, 0), STEPS, 128)
+    source = batches.Batches(tiny_corpus, rows, Plan(60, 16, 0), STEPS, (128,))
     with checkpoint.manager(tmp_path / loop.CHECKPOINTS) as checkpoints:
         assert list(checkpoints.all_steps()) == [14, STEPS]
         state = sharding.replicate(states[0], sharding.data_mesh(16))
@@ -274,6 +275,42 @@ def test_masks_of_a_vocabulary_with_more_special_tokens(tiny_corpus, tmp_path, m
     frequency = masked_genes.token_frequency(corpus, rows, 128)
     masked_genes.score_floors(frequency, 128, SETTINGS.masking, corpus, rows)
     assert seen == [4, 4, 4, 4]
+
+
+def test_batches_of_several_lengths(whole, tiny_corpus, tmp_path, monkeypatch):
+    """Each length is one program, of any subset; fewer positions are empty; no stop is seen."""
+    step, shapes = loop.train_step, []
+
+    def watched(state, batch, *rest):
+        shapes.append(batch["tokens"].shape)
+        return step(state, batch, *rest)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    programs = step._cache_size()
+    summary = pretrain(train(buckets=2), tiny_corpus, tmp_path / "whole")
+    lengths = {length for _, length in shapes}
+    assert len(shapes) == STEPS and {cells for cells, _ in shapes} == {16}
+    assert len(lengths) == 2 and max(lengths) == 128
+    pretrain(train(buckets=2, cells=20, subset_seed=1), tiny_corpus, tmp_path / "fewer")
+    assert step._cache_size() == programs + 1
+    of_one = json.loads((whole / loop.DONE).read_text())
+    assert 0 < summary["padding"] < of_one["padding"] / 1.2
+    assert summary["tokens"] == of_one["tokens"]
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 9, RuntimeError("power cut"))
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(train(buckets=2), tiny_corpus, tmp_path / "stopped")
+    pretrain(train(buckets=2), tiny_corpus, tmp_path / "stopped")
+    assert record(tmp_path / "stopped") == record(tmp_path / "whole")
+
+
+def test_a_loss_that_depends_on_padding_takes_one_length():
+    published = dataclasses.replace(SETTINGS.objective, denominator="published")
+    with pytest.raises(ValueError, match="depends on the padded length; give train.buckets=1"):
+        dataclasses.replace(train(buckets=2), objective=published)
+    assert dataclasses.replace(train(buckets=1), objective=published)
 
 
 def test_objectives_differ(whole, tiny_corpus, tmp_path):

@@ -39,6 +39,16 @@ def selected_of(cells: masking.MaskedCells) -> np.ndarray:
     return selected
 
 
+def test_a_cells_masks_do_not_depend_on_how_far_it_is_padded(tokens):
+    short = tokens[(tokens != PAD).sum(1) <= 120]
+    wide, cut = draw(short), draw(short[:, :128])
+    assert len(short) > 100
+    np.testing.assert_array_equal(cut.inputs_BxL, wide.inputs_BxL[:, :128])
+    np.testing.assert_array_equal(selected_of(cut), selected_of(wide)[:, :128])
+    np.testing.assert_array_equal(cut.known_BxV, wide.known_BxV)
+    assert not cut.surplus_B.any() and not selected_of(wide)[:, 128:].any()
+
+
 def within(successes: int, trials: int, share: float) -> bool:
     """A fair draw fails this once in a million."""
     return stats.binomtest(int(successes), int(trials), share).pvalue > 1e-6

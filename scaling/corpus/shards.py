@@ -69,12 +69,12 @@ class Corpus:
                     "corpus again, or build it again"
                 )
             empty = np.empty(0, "<u2")
-            found.append(np.memmap(path, "<u2", "r") if size else empty)
+            found.append(np.memmap(path, "<u2", "r").view(np.ndarray) if size else empty)
         return found
 
     @functools.cached_property
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each cell, int64: its shard, and where in it the cell's tokens start."""
+    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each cell, int64: its shard, and where in it the cell's tokens start and end."""
         cells = [shard["cells"] for shard in self.manifest["shards"]]
         tokens = [shard["tokens"] for shard in self.manifest["shards"]]
         if sum(cells) != len(self.obs):
@@ -84,18 +84,17 @@ class Corpus:
             )
         shard = np.repeat(np.arange(len(cells)), cells)
         length = self.obs["length"].to_numpy()
-        before = np.cumsum(tokens) - tokens
-        return shard, np.cumsum(length) - length - before[shard]
+        end = np.cumsum(length) - (np.cumsum(tokens) - tokens)[shard]
+        return shard, end - length, end
+
+    def cells(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rank tokens of cells, uint16 [tokens] each, read where they are used."""
+        shard, start, end = self._places
+        return [self._shards[shard[row]][start[row] : end[row]] for row in rows]
 
     def tokens(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Rank tokens of cells, cut to the length and padded: int32 [len(rows), length]."""
-        tokens = np.zeros((len(rows), length), np.int32)
-        shard, start = self._places
-        cut = np.minimum(self.obs["length"].to_numpy(), length)
-        for k, row in enumerate(rows):
-            at = start[row]
-            tokens[k, : cut[row]] = self._shards[shard[row]][at : at + cut[row]]
-        return tokens
+        return pad(self.cells(rows), length)
 
     def counts(self, rows: np.ndarray) -> sp.csr_matrix:
         """Raw counts of cells in the vocabulary's genes, read again from the source files.
@@ -124,6 +123,14 @@ class Corpus:
             positions.append(at)
         counts = sp.vstack(blocks, format="csr", dtype=np.float32)
         return counts[np.argsort(np.concatenate(positions))]
+
+
+def pad(cells: list[np.ndarray], length: int) -> np.ndarray:
+    """Cells' tokens, uint16 [tokens] each, cut to the length and padded: int32 [cells, length]."""
+    tokens = np.zeros((len(cells), length), np.int32)
+    for row, cell in zip(tokens, cells, strict=True):
+        row[: len(cell)] = cell[:length]
+    return tokens
 
 
 def file_checksum(path: pathlib.Path) -> str:

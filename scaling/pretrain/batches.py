@@ -1,71 +1,77 @@
-"""A corpus and a subset of its cells -> batches, as a pure function of (seed, step)."""
+"""A corpus, a subset of its cells and a plan -> batches, each a pure function of its number."""
 
-import dataclasses
 import functools
 import hashlib
+import threading
 
 import grain
 import jax
 import numpy as np
 
-from scaling.corpus.shards import Corpus
+from scaling.corpus.shards import Corpus, pad
+from scaling.pretrain.plan import Plan
 
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Which cells stand in which global batch.
-
-    Every epoch is its own permutation of the cells, drawn from (seed, epoch); epochs follow one
-    another without a gap, so that no cell is left out or read twice within one.
-
-    Attributes:
-      cells: number of cells.
-      batch: cells of a global batch.
-      seed: of the permutations.
-    """
-
-    cells: int
-    batch: int
-    seed: int
-
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the batch's cells among the subset and their epoch, int64 [batch] each."""
-        stream = np.arange(step * self.batch, (step + 1) * self.batch)
-        epochs = stream // self.cells
-        chosen = np.empty_like(stream)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order = _permutation(self.cells, self.seed, int(epoch))
-            chosen[here] = order[stream[here] % self.cells]
-        return chosen, epochs
-
-
-@functools.lru_cache(maxsize=2)  # a batch spans two epochs at most, unless the subset is tiny
-def _permutation(cells: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(cells)
+READ = 2048  # cells of one read at least: a call costs as much as some 100 cells
 
 
 class Batches(grain.sources.RandomAccessDataSource):
-    """Batch number -> this host's part of it: tokens [B, L], cell [B], epoch [B]."""
+    """Batch number -> this host's part of it: tokens [B, L], cell [B], epoch [B].
 
-    def __init__(self, corpus: Corpus, rows: np.ndarray, plan: Plan, steps: int, length: int):
+    L is the least of the padded lengths that holds the longest cell of the global batch, so that
+    every host has the same. Shards are read many batches at a time.
+
+    Attributes of a batch:
+      tokens: int32, rank tokens.
+      cell: uint32, hash of the cell's id.
+      epoch: int32, pass over the subset.
+    """
+
+    def __init__(
+        self, corpus: Corpus, rows: np.ndarray, plan: Plan, steps: int, padded: tuple[int, ...]
+    ):
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
-        self._steps, self._length = steps, length
+        self._steps, self._padded = steps, padded
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
+        self._lengths = corpus.obs["length"].to_numpy()[self._rows].clip(max=padded[-1])
+        # Two threads may stand in neighbouring blocks; each block is read by one of them.
+        self._lock, self._block = threading.Lock(), functools.lru_cache(maxsize=2)(self._read)
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        chosen, epochs = self._plan.at(step)
-        part = self._plan.batch // jax.process_count()
-        mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-        chosen, epochs = chosen[mine], epochs[mine]
+        hosts = jax.process_count()
+        blocks = max(1, READ * hosts // self._plan.batch)
+        with self._lock:
+            block = self._block(step // blocks * blocks, blocks, jax.process_index(), hosts)
+        cells, chosen, epochs, length = block[step % blocks]
         return {
-            "tokens": self._corpus.tokens(self._rows[chosen], self._length),
+            "tokens": pad(cells, length),
             "cell": self._cells[chosen],
             "epoch": epochs.astype(np.int32),
         }
+
+    def _read(self, first: int, steps: int, host: int, hosts: int) -> list[tuple]:
+        """Of each batch of a block: the host's cells, their positions and epochs, and L."""
+        part = self._plan.batch // hosts
+        mine, batches = slice(host * part, (host + 1) * part), []
+        for step in range(first, min(first + steps, self._steps)):
+            chosen, epochs = self._plan.at(step)
+            batches.append((chosen[mine], epochs[mine], self._length(chosen)))
+        cells = self._corpus.cells(self._rows[np.concatenate([b[0] for b in batches])])
+        return [(cells[k * part : (k + 1) * part], *b) for k, b in enumerate(batches)]
+
+    def _length(self, chosen: np.ndarray) -> int:
+        return self._padded[np.searchsorted(self._padded, self._lengths[chosen].max())]
+
+    def padding(self) -> float:
+        """Share of the positions of all batches, on all hosts, that hold no token."""
+        tokens = positions = 0
+        for step in range(self._steps):
+            chosen, _ = self._plan.at(step)
+            tokens += int(self._lengths[chosen].sum())
+            positions += len(chosen) * self._length(chosen)
+        return 1 - tokens / positions
 
     def __repr__(self) -> str:
         return f"Batches({self._plan}, steps={self._steps}, corpus={self._corpus.folder})"

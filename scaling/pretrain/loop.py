@@ -14,6 +14,7 @@ from scaling.corpus import subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
 from scaling.pretrain import batches, checkpoint, optimizer, sharding
 from scaling.pretrain.model import ModelSettings, count_parameters
+from scaling.pretrain.plan import Plan, padded_lengths
 from scaling.pretrain.step import (
     HELD_OUT_SEED,
     RunSettings,
@@ -32,8 +33,8 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
     """Trains, or goes on where the folder's last checkpoint stands, or skips a finished run.
 
     Returns:
-      The run's summary, which `done.json` holds too: steps, cells, tokens, exposures, losses,
-      converged, parameters, seconds.
+      The run's summary, which `done.json` holds too: steps, cells, tokens, exposures, share
+      of padding, losses, converged, parameters, seconds.
 
     Raises:
       ValueError: the folder holds a run of other settings, or settings contradict the data.
@@ -53,8 +54,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         params = initial_params(train.init_seed, settings.model, len(corpus.vocabulary))
         moments = optimizer.optimizer(train, steps).init(params)
         state = sharding.replicate(State(params, moments, np.int32(0)), mesh)
-        plan = batches.Plan(len(rows), train.batch, train.init_seed)
-        source = batches.Batches(corpus, rows, plan, steps, settings.model.length)
+        source = _training_batches(corpus, rows, settings, steps)
         held_out = _held_out_batches(corpus, settings, mesh)
         sizes = count_parameters(params)
         special = len(corpus.vocabulary.special)
@@ -66,6 +66,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         "cells": len(rows),
         "tokens": int(lengths.sum()),
         "exposures": steps * train.batch,
+        "padding": source.padding(),
         **convergence(read_rows(folder / METRICS), steps),
         **sizes,
         "seconds": clock["seconds"],
@@ -124,6 +125,16 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
     partial.rename(path)
 
 
+def _training_batches(corpus: Corpus, rows, settings: RunSettings, steps: int) -> batches.Batches:
+    train, lengths = settings.train, corpus.obs["length"].to_numpy()
+    # Of the pool, not of the subset: runs of all sizes then share their programs.
+    pool = lengths[corpus.obs["split"].to_numpy() == "pool"]
+    padded = padded_lengths(pool, settings.model.length, train.buckets)
+    buckets = np.searchsorted(padded, lengths[rows].clip(max=padded[-1]))
+    plan = Plan(len(rows), train.batch, train.init_seed, buckets.astype(np.uint16))
+    return batches.Batches(corpus, rows, plan, steps, padded)
+
+
 def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]:
     rows = np.flatnonzero(corpus.obs["split"].to_numpy() == "held_out")
     ids = corpus.obs["cell_id"].to_numpy()[rows]
@@ -131,8 +142,8 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]
     size = min(settings.train.batch, len(rows)) // mesh.size * mesh.size
     if not size:
         raise ValueError(f"{len(rows)} held-out cells are too few for {mesh.size} devices")
-    plan = batches.Plan(len(rows), size, HELD_OUT_SEED)
-    source = batches.Batches(corpus, rows, plan, len(rows) // size, settings.model.length)
+    plan = Plan(len(rows), size, HELD_OUT_SEED)
+    source = batches.Batches(corpus, rows, plan, len(rows) // size, (settings.model.length,))
     batch = [source[step] for step in range(len(source))]
     return [sharding.shard_batch({**b, "epoch": 0 * b["epoch"]}, mesh) for b in batch]
 

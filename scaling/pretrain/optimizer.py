@@ -22,6 +22,7 @@ class TrainSettings:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       log_every: steps between records.
       held_out_cells: cells whose loss is measured ten times in a run.
+      buckets: lengths that batches are padded to, at most; 1 pads all to the model's length.
     """
 
     cells: int
@@ -38,6 +39,7 @@ class TrainSettings:
     checkpoint_every: int
     log_every: int
     held_out_cells: int
+    buckets: int = 1
 
     def __post_init__(self):
         if min(self.steps, self.epochs) < 0 or (self.steps > 0) == (self.epochs > 0):
@@ -50,8 +52,11 @@ class TrainSettings:
                 f"train.warmup is {self.warmup}; it is a share of the run, below 1: a run must "
                 "not warm up for longer than it trains"
             )
-        if min(self.batch, self.checkpoint_every, self.log_every, self.held_out_cells) < 1:
-            raise ValueError(f"train's batch, intervals and held_out_cells must be above 0: {self}")
+        counts = self.batch, self.checkpoint_every, self.log_every, self.held_out_cells
+        if min(*counts, self.buckets) < 1:
+            raise ValueError(
+                f"train's batch, intervals, held_out_cells and buckets must be above 0: {self}"
+            )
 
     def total_steps(self, cells: int) -> int:
         """Steps of a run over so many unique cells.

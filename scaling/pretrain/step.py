@@ -28,6 +28,14 @@ class RunSettings:
     objective: ObjectiveSettings
     train: optimizer.TrainSettings
 
+    def __post_init__(self):
+        if self.train.buckets > 1 and self.objective.denominator == "published":
+            raise ValueError(
+                f"train.buckets is {self.train.buckets}, but objective.denominator=published "
+                "depends on the padded length; give train.buckets=1 or "
+                "objective.denominator=masked_pairs"
+            )
+
     @classmethod
     def from_config(cls, config: Mapping[str, Mapping]) -> "RunSettings":
         """Reads the parts of a config of the fields of `configs/default.py` that a run needs.
@@ -49,7 +57,7 @@ class RunSettings:
 
     def program(self) -> "RunSettings":
         """The settings that a compiled step depends on: runs that differ in the rest share it."""
-        rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0}
+        rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0, "buckets": 1}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
 
 
