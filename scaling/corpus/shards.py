@@ -50,7 +50,7 @@ class ShardWriter:
             self._writer = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
     """A built corpus, read only.
 
