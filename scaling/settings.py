@@ -59,9 +59,9 @@ class GridSettings:
         for size in self.sizes:
             if isinstance(size, str):
                 found.update(_ladder(size))
-            elif type(size) is int and size >= 2:
+            elif isinstance(size, int) and size >= 2:
                 found.add(size)
-            elif type(size) is float and 0 < size <= 1:
+            elif isinstance(size, float) and 0 < size <= 1:
                 if pool is not None and round(size * pool) < 2:
                     raise ValueError(f"study.sizes has {size}: below 2 cells of a pool of {pool}")
                 found.update([round(size * pool)] if pool is not None else [])

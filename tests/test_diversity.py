@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.corpus import diversity, sketch
+from scaling.corpus import diversity, sketch, subsets
 
 
 @given(st.integers(1, 9), st.integers(1, 20))
@@ -76,6 +76,8 @@ def test_cells_without_labels_are_left_out_or_leave_none(tiny_corpus, monkeypatc
 def test_vendi_takes_the_cells_of_least_hash_whatever_the_order(tiny_corpus, monkeypatch):
     monkeypatch.setattr(diversity, "VENDI_CELLS", 20)
     rows = np.arange(200)
+    least = subsets.order(tiny_corpus.obs["cell_id"].to_numpy()[rows], 0)[:20]
     found = diversity.of_subset(tiny_corpus, rows)["vendi"]
     assert found == pytest.approx(diversity.of_subset(tiny_corpus, rows[::-1])["vendi"])
-    assert found <= 20
+    wanted = diversity.vendi(sketch.rank_weights(tiny_corpus, least))
+    assert found == pytest.approx(wanted)
