@@ -75,6 +75,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.checkpoint_every = 1_000  # steps
     train.log_every = 10  # steps
     train.held_out_cells = 256  # whose loss is measured ten times in a run
+    train.scheme = "random"  # of the subset: random, reweighted or sketch (a study sets its own)
+    train.spike = ""  # data set (a file's name) that gives a share of the subset; "" is none
+    train.spike_share = 0.0  # that share; the rest comes from all other data sets
 
     config.evaluate = evaluate = ml_collections.ConfigDict()
     evaluate.layer = -2  # states averaged to an embedding; -2 is the layer before the last
@@ -83,7 +86,10 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.seed = 0  # of splits and clusterings
 
     config.study = study = ml_collections.ConfigDict()
-    study.sizes = (100, 1_000, 10_000)  # unique cells of the nested subsets
+    # Unique cells of the nested subsets: counts, fractions of the training pool (0.1, 1.0) or
+    # ladders "first:last:steps", spaced evenly in the logarithm ("100:1e6:9").
+    study.sizes = (100, 1_000, 10_000)
+    study.schemes = ("random",)  # of subsets; also: reweighted, sketch
     study.objectives = ("mlm", "cab")  # also: cab_no_similarity
     study.seeds = (0, 1)  # each is subset, init and mask seed of its runs
 

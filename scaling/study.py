@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import shlex
@@ -15,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from scaling.analyse import report
-from scaling.corpus import build, simulate, subsets
+from scaling.corpus import build, diversity, simulate
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import scores
 from scaling.pretrain import loop, step, writer
@@ -34,6 +35,7 @@ class Job:
     model: str
     cells: int
     seed: int
+    scheme: str = "random"
 
 
 def corpus_of(settings: Settings, workdir: pathlib.Path, built: str | None = None) -> Corpus:
@@ -68,17 +70,20 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     Raises:
       ValueError: bad input or settings, or the folder holds another study.
     """
-    jobs = plan(settings)
+    plan(settings)  # refuses what it can before a corpus is built
     _refuse_other_study(workdir, settings)
     corpus = corpus_of(settings, workdir)
     print(describe(corpus), file=sys.stderr)
-    largest = max(settings.study.sizes)
-    subsets.nested(corpus.obs, largest, 0)  # refuses sizes above the pool before any run
+    jobs = plan(settings, int((corpus.obs["split"] == "pool").sum()))
+    largest = max(job.cells for job in jobs)
+    for scheme in settings.study.schemes:  # refuses what the pool lacks before any run
+        job = Job("", "", largest, settings.study.seeds[0], scheme)
+        loop.subset(corpus, run_settings(settings, job).train)
     held_out = [
         scores.HeldOut(corpus, name, rows, settings.evaluate)
         for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()
     ]
-    content = {"config_hash": settings.hash(), "settings": dataclasses.asdict(settings)}
+    content = {"config_hash": settings.hash(), "settings": settings.recorded()}
     content["jobs"] = [dataclasses.asdict(job) for job in jobs]
     _write(workdir / MANIFEST, lambda partial: partial.write_text(json.dumps(content, indent=1)))
     for job in (bar := tqdm(jobs, desc="study", unit="job")):
@@ -96,15 +101,24 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     return f"{verdict}\n\nReport: {workdir / 'report.html'}"
 
 
-def plan(settings: Settings) -> list[Job]:
-    """All jobs of a study, in the order in which they are done."""
+def plan(settings: Settings, pool: int | None = None) -> list[Job]:
+    """All jobs of a study, in the order in which they are done.
+
+    Args:
+      settings: of the study.
+      pool: cells of the training pool; None where not known: without sizes that are fractions.
+
+    Raises:
+      ValueError: runs too short for their cells, or a fraction of too few cells.
+    """
     grid = settings.study
-    settings.run.train.total_steps(max(grid.sizes))  # refuses runs too short for their cells
+    if sizes := grid.cells(pool):
+        settings.run.train.total_steps(sizes[-1])
     jobs = [Job(f"untrained-s{seed}", "untrained", 0, seed) for seed in grid.seeds]
-    for seed in grid.seeds:
-        for cells in sorted(grid.sizes):
-            for model in ("baselines", *grid.objectives):
-                jobs.append(Job(f"{model}-n{cells}-s{seed}", model, cells, seed))
+    for seed, scheme, cells in itertools.product(grid.seeds, grid.schemes, sizes):
+        kind = "" if scheme == "random" else f"-{scheme}"
+        for model in ("baselines", *grid.objectives):
+            jobs.append(Job(f"{model}{kind}-n{cells}-s{seed}", model, cells, seed, scheme))
     return jobs
 
 
@@ -113,6 +127,7 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
     train = dataclasses.replace(
         settings.run.train,
         cells=job.cells,
+        scheme=job.scheme,
         subset_seed=job.seed,
         init_seed=job.seed,
         mask_seed=job.seed,
@@ -163,9 +178,10 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
         found = [row for data in held_out for row in data.model_rows(params, run.model, mask)]
         common |= {"model": "untrained", "kind": "baseline", "subset_seed": None}
         return [{**common, "init_seed": job.seed, "tokens": 0, **row} for row in found]
-    rows = subsets.nested(corpus.obs, job.cells, job.seed)
+    rows = loop.subset(corpus, run.train)
     tokens = int(corpus.obs["length"].to_numpy()[rows].clip(max=length).sum())
-    common |= {"tokens": tokens}
+    common |= {"tokens": tokens, "scheme": job.scheme, "spike": run.train.spike}
+    common |= {"spike_share": run.train.spike_share, **diversity.of_subset(corpus, rows)}
     if job.model == "baselines":
         found = scores.baseline_rows(corpus, rows, held_out)
         scored = [
@@ -260,7 +276,7 @@ def _refuse_other_study(workdir: pathlib.Path, settings: Settings) -> None:
     path = workdir / MANIFEST
     if path.exists():
         content = json.loads(path.read_text())
-        held, now = content["settings"], json.loads(json.dumps(dataclasses.asdict(settings)))
+        held, now = content["settings"], json.loads(json.dumps(settings.recorded()))
         differences = dict(sorted(set(_flat(held)) ^ set(_flat(now))))
         if differences:
             raise ValueError(

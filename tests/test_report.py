@@ -11,6 +11,7 @@ from scaling.analyse.claims import headline, judge_claims
 from scaling.analyse.fits import fit_table
 from scaling.analyse.plots import draw_all
 from scaling.analyse.report import analyse
+from scaling.analyse.trends import tidy
 
 SIZES = (400, 1600, 6400, 18000)
 SEEDS = (0, 1, 2)
@@ -159,6 +160,23 @@ def test_one_gain_less_at_one_size_contradicts_claim_six_only_when_told_apart(ro
     worse.loc[there, "value"] -= 0.10
     assert judge_claims(none)[5]["verdict"] == "undecided"
     assert judge_claims(worse)[5]["verdict"] == "contradicted"
+
+
+def test_curves_of_subset_schemes_are_told_apart(rows):
+    here = rows[(rows["dataset"] == "kang") & (rows["score"] == "logistic_macro_f1")]
+    untrained = here["model"] == "untrained"
+    scheme = np.where(untrained, None, "random")
+    sketch = here.assign(scheme="sketch", value=here["value"] + 0.1)[~untrained]
+    both = pd.concat([here.assign(scheme=scheme), sketch])
+    table = tidy(both)
+    assert set(table["dataset"]) == {"kang", "kang (sketch subsets)"}
+    counts = table[table["model"] == "untrained"].groupby("dataset").size()
+    assert counts.tolist() == [untrained.sum()] * 2
+    pd.testing.assert_frame_equal(tidy(table), table)
+    means = {f["dataset"]: f["means"] for f in fit_table(both) if f["model"] == "mlm"}
+    gap = np.subtract(means["kang (sketch subsets)"], means["kang"])
+    assert gap == pytest.approx(0.1)
+    pd.testing.assert_frame_equal(tidy(here), tidy(here.assign(scheme=scheme)))
 
 
 def test_claims_ignore_selected_positions(rows):

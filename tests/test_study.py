@@ -12,14 +12,16 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from configs import blood, default, quickstart, smoke
 from scaling import study
-from scaling.corpus import build, readers
+from scaling.analyse import report
+from scaling.corpus import build, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed, scores
 from scaling.pretrain import loop, step
 from scaling.pretrain.model import RankEncoder
 from scaling.pretrain.writer import read_rows
-from scaling.settings import Settings
+from scaling.settings import GridSettings, Settings
+from scaling.study import Job
 
 
 def small_config():
@@ -81,7 +83,7 @@ def test_no_training_cell_is_scored(done):
     corpus = Corpus.open(done[0] / "corpus")
     settings = Settings.from_config(small_config())
     scored = np.concatenate(list(scores.held_out_sets(corpus, settings.evaluate).values()))
-    trained = study.subsets.nested(corpus.obs, 200, 0)
+    trained = subsets.nested(corpus.obs, 200, 0)
     assert len(scored) == 60
     assert not set(corpus.obs["donor"].iloc[scored]) & set(corpus.obs["donor"].iloc[trained])
 
@@ -273,6 +275,20 @@ def test_configs_are_locked_and_whole(config):
         ("data.score_on", "x.h5ad", "data.h5ad, the files to train on, is not"),
         ("study.objectives", ("mlm", "bert"), "bert"),
         ("study.sizes", (100, 100), "distinct"),
+        ("study.sizes", (100, 1), "has 1; give counts from 2, fractions .* ladders"),
+        ("study.sizes", (0.1, 1.5), "has 1.5; give counts"),
+        ("study.sizes", (0.0,), "has 0.0; give counts"),
+        ("study.sizes", (True,), "has True; give counts"),
+        ("study.sizes", ("100:1e6",), "'100:1e6'; a ladder is first:last:steps"),
+        ("study.sizes", ("1:1e6:9",), "'1:1e6:9'; a ladder is .* first from 2"),
+        ("study.sizes", ("100:50:3",), "'100:50:3'; a ladder is"),
+        ("study.sizes", ("100:1e6:2.5",), "'100:1e6:2.5'; a ladder is"),
+        ("study.sizes", ("100:inf:3",), "'100:inf:3'; a ladder is"),
+        ("study.seeds", (0, -1), "study.seeds"),
+        ("study.schemes", ("random", "grid"), "study.schemes has .'grid'"),
+        ("train.scheme", "grid", "train.scheme is 'grid'"),
+        ("train.spike", "kang", "share 0.0; name a data set and give its share"),
+        ("train.spike_share", 0.1, "'' and train.spike_share 0.1; name a data set"),
         ("evaluate.layer", 9, "the model has 1 layers"),
         ("simulation.cells", 5, "cells=5"),
     ],
@@ -283,6 +299,80 @@ def test_contradictions_are_refused_before_anything_is_computed(field, value, me
     config[part][name] = value
     with pytest.raises(ValueError, match=message):
         Settings.from_config(config)
+
+
+def _grid(**study_fields):
+    config = small_config()
+    for name, value in study_fields.items():
+        config.study[name] = value
+    return Settings.from_config(config)
+
+
+def test_sizes_are_counts_fractions_and_ladders():
+    ladder = _grid(sizes=("20:200:4", 43))
+    assert ladder.study.cells(None) == (20, 43, 93, 200)
+    whole = GridSettings(("100:1e6:9",), ("mlm",), (0,)).cells(None)
+    assert whole == (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000, 316_228, 1_000_000)
+    assert GridSettings(("2:4:9",), ("mlm",), (0,)).cells(None) == (2, 3, 4)
+    fractions = GridSettings((1.0, 0.1, 7, 0.015), ("mlm",), (0,))
+    assert fractions.cells(None) == (7,) and fractions.cells(300) == (4, 7, 30, 300)
+    with pytest.raises(ValueError, match="has 0.015: below 2 cells of a pool of 99"):
+        fractions.cells(99)
+
+
+def test_fractions_too_large_for_the_steps_are_refused_when_the_pool_is_known():
+    settings = _grid(sizes=(0.5,))
+    assert {job.cells for job in study.plan(settings, 400)} == {0, 200}
+    with pytest.raises(ValueError, match="do not reach each of the 250 cells"):
+        study.plan(settings, 500)
+
+
+def test_schemes_that_the_pool_cannot_give_are_refused_before_any_run(done, tmp_path):
+    config = small_config()
+    config.data.cell_type = ""
+    config.study.schemes = ("random", "reweighted")
+    with pytest.raises(ValueError, match="'reweighted' needs cell types"):
+        study.run(Settings.from_config(config), tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_random_subsets_keep_the_names_and_hashes_from_before_other_schemes(done):
+    settings = _grid(schemes=("random", "sketch"))
+    names = [job.name for job in study.plan(settings)]
+    assert set(job.name for job in study.plan(_grid())) < set(names)
+    assert "baselines-sketch-n200-s0" in names and "cab-sketch-n50-s0" in names
+    recorded = settings.recorded(), _grid().recorded()
+    assert "schemes" in recorded[0]["study"] and "schemes" not in recorded[1]["study"]
+    assert not {"scheme", "spike", "spike_share"} & set(recorded[1]["run"]["train"])
+    assert settings.hash() != _grid().hash() == json.loads(
+        (done[0] / "study.json").read_text()
+    )["config_hash"]
+    jobs = [Job("x", "mlm", 200, 0, scheme) for scheme in ("random", "sketch")]
+    hashes = {study.run_settings(settings, job).hash({}) for job in jobs}
+    assert len(hashes) == 2 and study.run_settings(_grid(), jobs[0]).hash({}) in hashes
+
+
+def test_schemes_stand_apart_in_scores_and_curves(tmp_path):
+    settings = _grid(schemes=("sketch", "reweighted"), sizes=(0.25,), objectives=("mlm",))
+    study.run(settings, tmp_path)
+    table = pd.DataFrame(read_rows(tmp_path / "scores.jsonl"))
+    corpus = Corpus.open(tmp_path / "corpus")
+    cells = round(0.25 * (corpus.obs["split"] == "pool").sum())
+    for scheme in ("sketch", "reweighted"):
+        rows = table[(table["scheme"] == scheme) & (table["model"] == "mlm")]
+        assert set(rows["run"]) == {f"mlm-{scheme}-n{cells}-s0"}
+        folder = tmp_path / "runs" / f"mlm-{scheme}-n{cells}-s0"
+        summary = json.loads((folder / "done.json").read_text())
+        asked = study.run_settings(settings, Job("x", "mlm", cells, 0, scheme)).train
+        trained = loop.subset(corpus, asked)
+        assert summary["cells"] == len(trained) == cells
+        for name, value in diversity.of_subset(corpus, trained).items():
+            assert rows[name].unique().tolist() == [summary[name]] == [pytest.approx(value)]
+    assert table.groupby("scheme")["gini_simpson_cell_type"].first().nunique() == 2
+    record = json.loads((tmp_path / "fits.json").read_text())
+    named = {"simulated (reweighted subsets)", "simulated (sketch subsets)"}
+    assert {fit["dataset"] for fit in record["fits"]} == named
+    assert "2 pretrained models" in report.headline(table, [], report.judge_claims(table))
 
 
 def test_manifest_names_every_job(done):

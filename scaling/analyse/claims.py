@@ -226,11 +226,12 @@ def headline(rows: pd.DataFrame, fits: list[dict], claims: list[dict]) -> str:
 
 def _scope(table, fits) -> str:
     runs = table[table["kind"] == "pretrained"]
-    each = runs.drop_duplicates(["model", "cells", "exposures", "subset_seed", "init_seed"])
+    one = ["model", "scheme", "cells", "exposures", "subset_seed", "init_seed"]
+    each = runs.drop_duplicates(one)
     sizes, unconverged = sorted(runs["cells"].unique()), int((each["converged"] == False).sum())  # noqa: E712
     if not sizes:
         return "Study: no pretrained model in the table."
-    seeds = each.groupby(["model", "cells"]).size()
+    seeds = each.groupby(["model", "scheme", "cells"]).size()
     span = f"{sizes[0]:,.0f}" + (f" to {sizes[-1]:,.0f}" if len(sizes) > 1 else "")
     each_seeds = f"{seeds.min()}" + (f" to {seeds.max()}" if seeds.min() < seeds.max() else "")
     line = (

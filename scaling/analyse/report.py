@@ -120,7 +120,7 @@ def _claims(claims) -> str:
 
 def _convergence(table) -> str:
     runs = table[table["kind"] == "pretrained"].drop_duplicates(
-        ["model", "cells", "exposures", "subset_seed", "init_seed"]
+        ["model", "scheme", "cells", "exposures", "subset_seed", "init_seed"]
     )
     late = runs[runs["converged"] == False]  # noqa: E712 (None is neither)
     if late.empty:

@@ -14,7 +14,12 @@ MIN_FREEDOM = 4  # fewer residual degrees of freedom give no interval one could 
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """The scores table with float `value` (None becomes NaN) and "" for absent text keys."""
+    """The scores table with float `value` (None becomes NaN) and "" for absent text keys.
+
+    Scores of subsets that are not random are told apart by the name of their data set, so that no
+    curve, difference or claim mixes schemes: "kang (sketch subsets)". Rows without a scheme, such
+    as those of untrained models, stand beside each.
+    """
     needed = {*KEY, *SEEDS, "kind", "cells", "tokens", "exposures", "value", "converged", "note"}
     if missing := sorted(needed - set(rows.columns)):
         raise ValueError(f"the scores table lacks the columns {missing}; one row is one score")
@@ -23,10 +28,24 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
         table[column] = table[column].astype(object).where(table[column].notna(), "")
     for column in ("value", "cells", "tokens", "exposures", *SEEDS):
         table[column] = pd.to_numeric(table[column]).astype(float)
+    table = _by_scheme(table)
     if np.isinf(table["value"]).any():
         raise ValueError("the scores table holds infinite values; leave those rows out")
     # A table that was joined with itself holds no more evidence than once.
     return table.drop_duplicates([*KEY, *SEEDS, "cells", "exposures", "value"], ignore_index=True)
+
+
+def _by_scheme(table: pd.DataFrame) -> pd.DataFrame:
+    given = table["scheme"].dropna() if "scheme" in table else pd.Series("random", table.index)
+    schemes = sorted(set(given)) or ["random"]
+    parts = []
+    for scheme in schemes:
+        mine = table.index.isin(given.index[given == scheme]) | ~table.index.isin(given.index)
+        part, suffix = table[mine].assign(scheme=scheme), f" ({scheme} subsets)"
+        if scheme != "random":  # a table that was tidied before has the suffix
+            part["dataset"] = [f"{name.removesuffix(suffix)}{suffix}" for name in part["dataset"]]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def trend(x, y, level: float = 0.95) -> dict:

@@ -17,7 +17,7 @@ MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
 OBS, GENES = "obs.parquet", "genes.parquet"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
     """A built corpus, read only.
 

@@ -1,9 +1,13 @@
 """Cell ids -> the held-out cells and the nested subsets, the same on every machine."""
 
+import fractions
 import hashlib
 
 import numpy as np
 import pandas as pd
+
+SCHEMES = ("random", "reweighted", "sketch")
+LOG_2 = 0.6931471805599453
 
 
 def order(ids: np.ndarray, seed: int) -> np.ndarray:
@@ -11,32 +15,138 @@ def order(ids: np.ndarray, seed: int) -> np.ndarray:
 
     A cell's place depends on (seed, id) alone, so a corpus that grows keeps its order.
     """
-    key = str(seed).encode()
-    digests = [hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in ids]
-    return np.argsort(np.frombuffer(b"".join(digests), ">u8"), kind="stable")
+    return np.argsort(_hashes(ids, seed), kind="stable")
 
 
-def nested(obs: pd.DataFrame, cells: int, seed: int) -> np.ndarray:
+def nested(
+    obs: pd.DataFrame,
+    cells: int | None,
+    seed: int,
+    scheme: str = "random",
+    bins: np.ndarray | None = None,
+    spike: str = "",
+    spike_share: float = 0.0,
+) -> np.ndarray:
     """Rows of a subset of the training pool; the smaller stands inside the larger.
 
+    The scheme and the seed put the whole pool in one order; a subset is its first cells. What
+    stays when a corpus has grown:
+    - random: the order of all its cells.
+    - reweighted: the order within each cell type; that of all cells where every type has grown
+      by the same factor. Other growth changes how types alternate, since weights are counts.
+    - sketch: the order of the cells of one bin, where the bins stayed (see sketch.bins). Beside
+      new cells a cell may come at a finer side of the bins than before, never at a coarser one.
+
     Args:
-      obs: the corpus's cells with the columns cell_id and split.
-      cells: size of the subset.
+      obs: the corpus's cells with the columns cell_id and split; for `reweighted` cell_type, for
+        a spike dataset.
+      cells: size of the subset; None takes all cells of the order.
       seed: subset seed.
+      scheme: "random"; "reweighted", each type as likely as any other (`_reweighted`); or
+        "sketch", space covered evenly (`_sketch`).
+      bins: codes from `sketch.bins`, uint64 [len(obs)]; for `sketch`.
+      spike: data set of which a share of the cells comes, the rest from all others; "" is none.
+      spike_share: n cells hold floor(n * share) of the spike, each source in its own order.
 
     Returns:
-      int64 [cells], in the order of the hash: nested(obs, n, s) == nested(obs, m, s)[:n].
+      int64 [cells], in the order: nested(obs, n, s) == nested(obs, m, s)[:n].
 
     Raises:
-      ValueError: the pool holds fewer cells.
+      ValueError: the pool holds fewer cells, no cell type, or nothing of the spike.
     """
     pool = np.flatnonzero(obs["split"].to_numpy() == "pool")
-    if not 0 < cells <= len(pool):
+
+    def ranked(rows):
+        ids = obs["cell_id"].to_numpy()[rows]
+        if scheme == "reweighted":
+            return rows[_reweighted(ids, obs["cell_type"].to_numpy()[rows], seed)]
+        return rows[order(ids, seed) if scheme == "random" else _sketch(ids, bins[rows], seed)]
+
+    if scheme == "reweighted" and not (obs["cell_type"].to_numpy()[pool] != "").any():
         raise ValueError(
-            f"a subset of {cells} cells from a pool of {len(pool)}; lower study.sizes, or give "
+            "scheme 'reweighted' needs cell types, and no cell of the training pool has one; name "
+            "their column by data.cell_type, or take another of study.schemes, train.scheme"
+        )
+    if spike:
+        spiked = obs["dataset"].to_numpy()[pool] == spike
+        if not spiked.any():
+            names = sorted(set(obs["dataset"].to_numpy()[pool]))
+            raise ValueError(f"train.spike is {spike!r}; the training pool has {names}")
+        found = _mixed(ranked(pool[~spiked]), ranked(pool[spiked]), spike_share)
+    else:
+        found = ranked(pool)
+    if cells is not None and not 0 < cells <= len(found):
+        of = f" ({len(found)} at {spike_share:g} from {spike})" if spike else ""
+        raise ValueError(
+            f"a subset of {cells} cells from a pool of {len(pool)}{of}; lower study.sizes, or give "
             "more cells with data.h5ad"
         )
-    return pool[order(obs["cell_id"].to_numpy()[pool], seed)[:cells]]
+    return found[:cells]
+
+
+def _hashes(ids: np.ndarray, seed: int) -> np.ndarray:
+    key = str(seed).encode()
+    digests = [hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in ids]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def _reweighted(ids: np.ndarray, cell_types: np.ndarray, seed: int) -> np.ndarray:
+    """Weighted sampling without replacement, as an order (Efraimidis & Spirakis 2006).
+
+    Keys u^(1/w) fall, where u comes from the hash and w is 1 / frequency of the cell's type;
+    that is, -log(u) * frequency rises. Cells without a label ("") count as one type.
+    """
+    hashes = _hashes(ids, seed)
+    ranked = np.argsort(hashes, kind="stable")
+    rest = np.uint64(2**52 - 1) - (hashes[ranked] >> np.uint64(12))
+    _, types, counts = np.unique(cell_types[ranked], return_inverse=True, return_counts=True)
+    waits = -_log((rest.astype(np.float64) + 0.5) / 2.0**52) * counts[types]
+    return ranked[np.argsort(waits, kind="stable")]
+
+
+def _log(u: np.ndarray) -> np.ndarray:
+    """Natural logarithm of float64 in (0, 1) by additions, products and quotients alone.
+
+    IEEE 754 fixes these to the bit, while libraries' logarithms differ between processors.
+    log m = 2 artanh((m - 1) / (m + 1)), as a series.
+    """
+    mantissa, exponent = np.frexp(u)
+    low = mantissa < 0.70710678
+    mantissa, exponent = np.where(low, 2 * mantissa, mantissa), exponent - low
+    ratio = (mantissa - 1) / (mantissa + 1)
+    square, series = ratio * ratio, np.zeros_like(ratio)
+    for k in range(23, 0, -2):
+        series = series * square + 1 / k
+    return exponent * LOG_2 + 2 * ratio * series
+
+
+def _sketch(ids: np.ndarray, bins: np.ndarray, seed: int) -> np.ndarray:
+    """One cell of each occupied bin, then of each bin of half the side, and so on.
+
+    The cell of a bin is that of least hash, and of the bins of one side the cells of least hash
+    come first. So a subset of any size holds one cell from each occupied bin of the largest number
+    of bins that it can fill, as a sketch of Hie et al. 2019 does, and the number of bins need not
+    be chosen. Cells that share the smallest bin with another come last.
+    """
+    ranked = order(ids, seed)
+    turn = np.full(len(ids), 64)
+    for turn_now, shift in enumerate(range(64, -1, -4)):
+        code = bins[ranked] >> np.uint64(shift) if shift < 64 else np.zeros(len(ids), np.uint64)
+        first = np.unique(code, return_index=True)[1]
+        turn[first] = np.minimum(turn[first], turn_now)
+    return ranked[np.argsort(turn, kind="stable")]
+
+
+def _mixed(base: np.ndarray, spiked: np.ndarray, share: float) -> np.ndarray:
+    """The two orders in one: of its first n cells floor(n * share) are spiked."""
+    exact = fractions.Fraction(str(share)).limit_denominator(10**6)  # 0.29 of 100 cells is 29
+    places = np.arange(len(base) + len(spiked) + 1)
+    of_spike = places * exact.numerator // exact.denominator
+    of_spike = of_spike[(of_spike <= len(spiked)) & (places - of_spike <= len(base))]
+    is_spike = np.diff(of_spike) > 0
+    found = np.empty(len(is_spike), np.int64)
+    found[is_spike], found[~is_spike] = spiked[: of_spike[-1]], base[: (~is_spike).sum()]
+    return found
 
 
 def hold_out(obs: pd.DataFrame, share: float, seed: int) -> tuple[np.ndarray, str]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from scaling.corpus import subsets
+from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
 from scaling.pretrain import batches, checkpoint, optimizer, sharding
 from scaling.pretrain.model import ModelSettings, count_parameters
@@ -33,8 +33,8 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
     """Trains, or goes on where the folder's last checkpoint stands, or skips a finished run.
 
     Returns:
-      The run's summary, which `done.json` holds too: steps, cells, tokens, exposures, share
-      of padding, losses, converged, parameters, seconds.
+      The run's summary, which `done.json` holds too: steps, cells, tokens, their diversity,
+      exposures, share of padding, losses, converged, parameters, seconds.
 
     Raises:
       ValueError: the folder holds a run of other settings, or settings contradict the data.
@@ -46,8 +46,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
     if (folder / DONE).exists():
         return json.loads((folder / DONE).read_text())
     train = settings.train
-    pool = int((corpus.obs["split"] == "pool").sum())
-    rows = subsets.nested(corpus.obs, train.cells or pool, train.subset_seed)
+    rows = subset(corpus, train)
     steps = train.total_steps(len(rows))
     mesh = sharding.data_mesh(train.batch)
     with jax.set_mesh(mesh):
@@ -65,6 +64,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         "steps": steps,
         "cells": len(rows),
         "tokens": int(lengths.sum()),
+        **diversity.of_subset(corpus, rows),
         "exposures": steps * train.batch,
         "padding": source.padding(),
         **convergence(read_rows(folder / METRICS), steps),
@@ -75,6 +75,13 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
     partial.write_text(json.dumps(summary, indent=1))
     partial.rename(folder / DONE)
     return summary
+
+
+def subset(corpus: Corpus, train: optimizer.TrainSettings) -> np.ndarray:
+    """Rows of the cells that a run trains on, int64; `subsets.nested` says which and raises."""
+    bins = sketch.bins(corpus) if train.scheme == "sketch" else None
+    how = train.scheme, bins, train.spike, train.spike_share
+    return subsets.nested(corpus.obs, train.cells or None, train.subset_seed, *how)
 
 
 def load_params(folder: pathlib.Path, model: ModelSettings, vocabulary: int) -> dict:

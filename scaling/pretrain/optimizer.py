@@ -6,6 +6,8 @@ import math
 import jax
 import optax
 
+from scaling.corpus.subsets import SCHEMES
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
@@ -23,6 +25,8 @@ class TrainSettings:
       log_every: steps between records.
       held_out_cells: cells whose loss is measured ten times in a run.
       buckets: lengths that batches are padded to, at most; 1 pads all to the model's length.
+      scheme: of the subset, one of `subsets.SCHEMES`.
+      spike, spike_share: data set that gives this share of the subset's cells; "" and 0: none.
     """
 
     cells: int
@@ -40,6 +44,9 @@ class TrainSettings:
     log_every: int
     held_out_cells: int
     buckets: int = 1
+    scheme: str = "random"
+    spike: str = ""
+    spike_share: float = 0.0
 
     def __post_init__(self):
         if min(self.steps, self.epochs) < 0 or (self.steps > 0) == (self.epochs > 0):
@@ -57,6 +64,22 @@ class TrainSettings:
             raise ValueError(
                 f"train's batch, intervals, held_out_cells and buckets must be above 0: {self}"
             )
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"train.scheme is {self.scheme!r}; there are {SCHEMES}")
+        if not 0 <= self.spike_share <= 1 or bool(self.spike) != (self.spike_share > 0):
+            raise ValueError(
+                f"train.spike is {self.spike!r} and train.spike_share {self.spike_share}; name a "
+                "data set and give its share, above 0 to 1, or neither"
+            )
+
+    def recorded(self) -> dict:
+        """The fields by name; without those of the subset's scheme and spike where not used.
+
+        So the hash of a run of random subsets is that from before there were others.
+        """
+        unused = {"scheme": "random", "spike": "", "spike_share": 0.0}
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in unused or v != unused[k]}
 
     def total_steps(self, cells: int) -> int:
         """Steps of a run over so many unique cells.

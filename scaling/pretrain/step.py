@@ -50,14 +50,19 @@ class RunSettings:
             optimizer.TrainSettings(**config["train"]),
         )
 
+    def recorded(self) -> dict:
+        """The settings by part and name, as a run's hash reads them."""
+        return dataclasses.asdict(self) | {"train": self.train.recorded()}
+
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        content = json.dumps([dataclasses.asdict(self), checksums])
+        content = json.dumps([self.recorded(), checksums])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def program(self) -> "RunSettings":
         """The settings that a compiled step depends on: runs that differ in the rest share it."""
         rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0, "buckets": 1}
+        rest |= {"scheme": "random", "spike": "", "spike_share": 0.0}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
 
 
