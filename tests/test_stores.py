@@ -380,6 +380,30 @@ def test_shapes_that_do_not_fit(tmp_path):
             readers.open_source(tmp_path / "l.loom")
 
 
+@pytest.mark.parametrize("stored", [sp.csr_matrix, sp.csc_matrix])
+@pytest.mark.parametrize(
+    ("part", "at", "value"),
+    [("indptr", 0, 1), ("indptr", 5, 10_000), ("indptr", -1, 3), ("indices", 5, 10_000)],
+)
+def test_sparse_arrays_that_contradict_each_other(tmp_path, stored, part, at, value):
+    write.h5ad(tmp_path / "a.h5ad", DATA, stored)
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        array = file["X"][part]
+        array[at % len(array)] = value
+    with pytest.raises(ValueError, match=r"a\.h5ad.*copy or download it again"):
+        readers.open_source(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize("stored", [sp.csr_matrix, sp.csc_matrix])
+def test_counts_that_no_row_holds(tmp_path, stored):
+    write.h5ad(tmp_path / "a.h5ad", DATA, stored)
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        pointers = file["X/indptr"]
+        pointers[len(pointers) // 2 :] = pointers[len(pointers) // 2]
+    with pytest.raises(ValueError, match=r"a\.h5ad: not a readable .*indptr does not divide"):
+        readers.open_source(tmp_path / "a.h5ad")
+
+
 def test_duplicate_barcodes_and_names_that_are_missing(tmp_path):
     twice = np.array(["c1", *BARCODES[1:]])
     write.loom(tmp_path / "l.loom", DATA, CellID=twice)
