@@ -8,11 +8,13 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     config.data = data = ml_collections.ConfigDict()
-    data.h5ad = ""  # files to train on: paths and globs, separated by commas; "" simulates cells
+    data.h5ad = ""  # stores to train on: paths and globs, separated by commas; "" simulates cells
+    # (.h5ad, .zarr, .loom, 10x .h5 or matrix.mtx folder, SOMA experiment; here, s3:// or gs://)
     data.score_on = ""  # files whose cells no subset contains; "" holds out part of data.h5ad
     data.gene_names = ""  # CSV with the columns gene_name, ensembl_id, for files with symbols
     data.gene_column = ""  # column of .var with the gene ids; "" is the index
-    data.layer = ""  # layer with raw counts; "" looks in .X, then in .raw.X
+    data.layer = ""  # layer with raw counts; "" looks in .X, then in .raw.X; SOMA: X["raw"]
+    data.primary_only = True  # leave out cells that a SOMA experiment marks as not primary data
     # vocabulary.json of another corpus, or a folder of Geneformer's dictionaries (.pkl); "" makes a
     # vocabulary from the training pool
     data.vocabulary = ""

@@ -29,9 +29,7 @@ def main() -> str:
         raise ValueError(f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run")
     model = ModelSettings(**json.loads((run / loop.SETTINGS).read_text())["model"])
     vocabulary = Vocabulary.load(run / "vocabulary.json")
-    source = readers.open_source(
-        pathlib.Path(H5AD.value), layer=COUNTS.value, gene_column=GENE_COLUMN.value
-    )
+    source = readers.open_source(H5AD.value, layer=COUNTS.value, gene_column=GENE_COLUMN.value)
     ids = build.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
     params = loop.load_params(run, model, len(vocabulary))
     out = pathlib.Path(OUT.value)

@@ -18,9 +18,8 @@ from scaling.corpus.vocabulary import Vocabulary
 
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
-    cell_type="", donor="", batch="", assay="", keep={}, held_out=0.25, split_seed=0,
-    cells_per_shard=7,
-    medians="exact", workers=1, scheduler="",
+    primary_only=True, cell_type="", donor="", batch="", assay="", keep={}, held_out=0.25,
+    split_seed=0, cells_per_shard=7, medians="exact", workers=1, scheduler="",
 )
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import write_stores
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -182,6 +183,22 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
     with pytest.raises(ValueError, match="simulated.h5ad: the vocabulary covers 0.*least"):
         embed.embed_file(params, settings.run.model, -2, vocabulary, source, few, other, "mlm")
     assert not list(tmp_path.glob("other*"))
+
+
+def test_embeddings_of_other_stores_stand_beside_their_annotations(done, tmp_path):
+    run, h5ad = done[0] / "runs" / "mlm-n200-s0", done[0] / "simulated.h5ad"
+    settings = Settings.from_config(small_config())
+    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    params = loop.load_params(run, settings.run.model, len(vocabulary))
+    write_stores.mtx(tmp_path / "cells", (data := anndata.read_h5ad(h5ad)[:70].copy()))
+    data.write_h5ad(tmp_path / "cells.h5ad")
+    for name in ("cells", "cells.h5ad"):
+        source = readers.open_source(tmp_path / name)
+        ids, out = build.gene_ids([source], "", vocabulary)["cells"], tmp_path / f"{name}-out"
+        embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+    ours, theirs = (anndata.read_h5ad(tmp_path / f"{n}-out") for n in ("cells", "cells.h5ad"))
+    np.testing.assert_array_equal(ours.obsm["X_mlm"], theirs.obsm["X_mlm"])
+    assert ours.obs_names.equals(data.obs_names) and ours.X is None
 
 
 def test_embedding_is_the_mean_of_real_positions_whatever_the_padding(done):

@@ -1,4 +1,4 @@
-"""One or several `.h5ad` files -> a corpus folder: vocabulary, tokens, annotations, manifest."""
+"""One or several stores of counts -> a corpus folder: vocabulary, tokens, annotations, manifest."""
 
 import contextlib
 import dataclasses
@@ -42,6 +42,7 @@ class CorpusSettings:
     gene_names: str
     gene_column: str
     layer: str
+    primary_only: bool
     vocabulary: str
     medians: str
     min_cells: int
@@ -86,12 +87,13 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     pool_files = readers.expand(settings.h5ad)
     files = readers.expand(",".join(filter(None, (settings.h5ad, settings.score_on))))
     if not pool_files:
-        raise ValueError("data.h5ad is empty; name the .h5ad files to train on")
+        raise ValueError("data.h5ad is empty; name the stores of counts to train on")
     if both := set(pool_files) & set(readers.expand(settings.score_on)):
-        raise ValueError(f"{min(both)} is in data.h5ad and in data.score_on; take it out of one")
+        path = min(both, key=str)
+        raise ValueError(f"{path} is in data.h5ad and in data.score_on; take it out of one")
     stamp = {
         "settings": settings.content(),
-        "inputs": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+        "inputs": [readers.stamp(path) for path in files],
     }
     if out.exists():
         return _reopen(out, stamp)
@@ -141,7 +143,8 @@ def _alone(out: pathlib.Path, stamp: dict) -> Iterator[pathlib.Path]:
 
 
 def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
-    options = {"layer": settings.layer, "gene_column": settings.gene_column}
+    names = ("layer", "gene_column", "primary_only")
+    options = {name: getattr(settings, name) for name in names}
     sources = [readers.open_source(path, **options) for path in files]
     scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
     _check_label(settings, scored)
@@ -149,7 +152,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     ids = gene_ids(sources, settings.gene_names, given)
     obs = _annotations(sources, settings)
     if settings.score_on:
-        held_out = ~obs["dataset"].isin({p.stem for p in pool_files}).to_numpy()
+        held_out = ~obs["dataset"].isin({readers.name_of(p) for p in pool_files}).to_numpy()
         split_by = "file"
     else:
         held_out, split_by = subsets.hold_out(obs, settings.held_out, settings.split_seed)

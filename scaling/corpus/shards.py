@@ -110,9 +110,10 @@ class Corpus:
             if not len(at):
                 continue
             source = readers.open_source(
-                pathlib.Path(file["path"]),
+                file["path"],
                 layer=file["matrix"].partition("layers/")[2],
                 gene_column=self.manifest["settings"]["gene_column"],
+                primary_only=self.manifest["settings"]["primary_only"],
             )
             ids = genes["gene_id"][genes["dataset"] == file["name"]].to_numpy()
             columns = summing_columns(ids, self.vocabulary.genes)

@@ -1,4 +1,4 @@
-"""Checkpoint + cells -> one embedding per cell, as an array or in a copy of an `.h5ad`."""
+"""Checkpoint + cells -> one embedding per cell, as an array or in an `.h5ad`."""
 
 import functools
 import pathlib
@@ -76,7 +76,8 @@ def embed_file(
 ) -> tuple[np.ndarray, float]:
     """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
 
-    Cells without a gene of the vocabulary get NaN. The input stays as it is.
+    Of another store: an `.h5ad` with the cells' annotations and embeddings, without counts. Cells
+    without a gene of the vocabulary get NaN. The input stays as it is.
 
     Args:
       params, model, layer: see `embed_tokens`.
@@ -112,7 +113,10 @@ def embed_file(
             bar.update(len(rows))
     partial = out.with_name(out.name + ".partial")
     try:
-        shutil.copyfile(source.path, partial)
+        if source.is_h5ad:
+            shutil.copyfile(source.path, partial)
+        else:
+            anndata.AnnData(obs=source.obs).write_h5ad(partial)
         with h5py.File(partial, "r+") as file:
             key = f"X_{name}"
             group = file.require_group("obsm")
