@@ -9,10 +9,10 @@ study: .venv/installed
 	$(RUN) -m experiments.study --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: .venv/installed-test
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n auto -m "not slow"
 
 test-all: .venv/installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 lint: .venv/installed-test
 	$(RUN) -m ruff check .
