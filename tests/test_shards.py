@@ -115,3 +115,11 @@ def test_a_shard_that_is_missing_from_the_manifest(corpus):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="22 cells in the shards, 30 in obs.parquet; build again"):
         Corpus.open(folder).tokens([0], 4)
+
+
+def test_a_corpus_of_another_format_is_refused(corpus):
+    folder = corpus[0].folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(ValueError, match="has the format 1, and 2 is read; build it again"):
+        Corpus.open(folder)

@@ -100,6 +100,7 @@ def test_a_killed_build_goes_on_where_it_stopped(h5ad, alone, tmp_path, monkeypa
     command = [sys.executable, "-c", KILLED, str(h5ad), str(out), str(after)]
     assert subprocess.run(command, env=environment, check=False).returncode == 9
     assert not out.exists()
+    (tmp_path / "corpus.partial" / ".tokens-00003.uint16.of-a-killed-process").touch()
     read, again = pieces.read, []
     monkeypatch.setattr(pieces, "read", lambda piece, work: again.append(read(piece, work)))
     _assert_same(build.build(settings(h5ad), out), alone)
@@ -120,6 +121,7 @@ def test_work_of_other_settings_is_thrown_away(h5ad, alone, tmp_path, monkeypatc
         patch.setattr(pieces, "read", interrupt)
         build.build(settings(h5ad, cells_per_shard=30), out)
     assert len(list((tmp_path / "corpus.partial").glob("scan-*"))) == 3
+    (tmp_path / "corpus.partial" / ".tokens-00003.uint16.of-a-killed-process").touch()
     _assert_same(build.build(settings(h5ad), out), alone)
 
 

@@ -27,7 +27,6 @@ from scaling.corpus import (
 from scaling.corpus.pieces import Piece, Work
 from scaling.corpus.vocabulary import Vocabulary
 
-FORMAT = 2
 MEDIAN_VALUES = 2**25  # held at once for exact medians
 ANNOTATIONS = ("cell_type", "donor", "batch", "assay")
 STAMP, LOCK = "stamp.json", "lock"
@@ -132,7 +131,7 @@ def _alone(out: pathlib.Path, stamp: dict) -> Iterator[pathlib.Path]:
             raise ValueError(
                 f"another build is writing {out}; wait for it, or give another --workdir"
             ) from error
-        content = json.dumps({"format": FORMAT, **stamp})
+        content = json.dumps({"format": shards.FORMAT, **stamp})
         path = partial / STAMP
         if not path.exists() or path.read_text() != content:
             for left in partial.iterdir():
@@ -195,7 +194,7 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     pd.concat(frames).to_parquet(folder / shards.GENES, index=False)
     names = [shards.VOCABULARY, shards.OBS, shards.GENES]
     manifest = {
-        "format": FORMAT,
+        "format": shards.FORMAT,
         **stamp,
         "vocabulary": {"hash": genes.hash, "tokens": len(genes)},
         "cells": obs["split"].value_counts().to_dict(),
@@ -216,6 +215,8 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     for piece in of:
         piece.scanned(folder).unlink()
         piece.ranked(folder).unlink()
+    for unfinished in folder.glob(".*"):
+        unfinished.unlink()
 
 
 def _pieces(sources, obs, pool: np.ndarray, size: int) -> list[Piece]:

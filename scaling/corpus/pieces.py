@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import uuid
 
 import numpy as np
 import scipy.sparse as sp
@@ -76,7 +77,7 @@ def read(piece: Piece, work: Work) -> None:
     if work.sketch_of is not None:
         sketch, places = Sketch(len(work.sketch_of)), positions(work.ids, work.sketch_of)
     columns = positions(work.ids, own)
-    partial = work.folder / f".{piece.shard}.{os.getpid()}"
+    partial = _unfinished(work.folder / piece.shard)
     shard = None
     if work.vocabulary is not None:
         tokens_of, shard = positions(work.ids, work.vocabulary.genes), open(partial, "wb")
@@ -120,10 +121,15 @@ def read(piece: Piece, work: Work) -> None:
 
 
 def _save(path: pathlib.Path, arrays: dict) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = _unfinished(path)
     with open(partial, "wb") as file:
         np.savez(file, **arrays)
     os.replace(partial, path)
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    """A name that no other process takes; such files of killed processes are swept at the end."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def positions(ids: np.ndarray, genes) -> np.ndarray:

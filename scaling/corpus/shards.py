@@ -15,6 +15,7 @@ from scaling.corpus.vocabulary import Vocabulary, summing_columns
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
 OBS, GENES = "obs.parquet", "genes.parquet"
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ class Corpus:
         """Reads all but the tokens.
 
         Raises:
-          ValueError: not a corpus, or its vocabulary or annotations differ from the manifest.
+          ValueError: not a corpus, or of another format, or its vocabulary or annotations differ
+            from the manifest.
         """
         folder = pathlib.Path(folder)
         try:
@@ -50,6 +52,11 @@ class Corpus:
             raise ValueError(
                 f"{folder}: no corpus ({error}); build one with experiments.build_corpus"
             ) from error
+        if manifest.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder} has the format {manifest.get('format')}, and {FORMAT} is read; build it "
+                "again from its files"
+            )
         for name, checksum in manifest["checksums"].items():
             if name in (VOCABULARY, OBS, GENES) and file_checksum(folder / name) != checksum:
                 raise ValueError(f"{folder / name} is not the file that was built; build again")
