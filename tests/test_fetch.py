@@ -82,8 +82,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers["Content-Length"] = str(len(body) + site.promised)
         self._head(status, headers)
         end = site.cuts.pop(0) if site.cuts else len(body)
+        site.sent.append(len(body[:end]))  # before the client can have it all, and look
         self.wfile.write(body[:end])
-        site.sent.append(len(body[:end]))
         if end < len(body):
             self.wfile.flush()
             if site.gate:
