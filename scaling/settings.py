@@ -107,17 +107,13 @@ class Settings:
         simulation = Simulation(**fields["simulation"])
         return cls(data, simulation, run, evaluate, GridSettings(**fields["study"]))
 
-    def recorded(self) -> dict:
-        """The settings by part and name; what random subsets alone do not use is left out."""
-        content = dataclasses.asdict(self) | {"run": self.run.recorded()}
-        if self.study.schemes == ("random",):
-            del content["study"]["schemes"]
-        return content
+    def content(self) -> dict:
+        """The settings by part and name: all that decides what a study finds."""
+        return {**dataclasses.asdict(self), "data": self.data.content()}
 
     def hash(self) -> str:
         """Names the config, hex."""
-        fields = {**self.recorded(), "data": self.data.content()}
-        content = json.dumps(fields, sort_keys=True)
+        content = json.dumps(self.content(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

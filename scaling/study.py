@@ -83,7 +83,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
         scores.HeldOut(corpus, name, rows, settings.evaluate)
         for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()
     ]
-    content = {"config_hash": settings.hash(), "settings": settings.recorded()}
+    content = {"config_hash": settings.hash(), "settings": settings.content()}
     content["jobs"] = [dataclasses.asdict(job) for job in jobs]
     _write(workdir / MANIFEST, lambda partial: partial.write_text(json.dumps(content, indent=1)))
     for job in (bar := tqdm(jobs, desc="study", unit="job")):
@@ -276,7 +276,7 @@ def _refuse_other_study(workdir: pathlib.Path, settings: Settings) -> None:
     path = workdir / MANIFEST
     if path.exists():
         content = json.loads(path.read_text())
-        held, now = content["settings"], json.loads(json.dumps(settings.recorded()))
+        held, now = content["settings"], json.loads(json.dumps(settings.content()))
         differences = dict(sorted(set(_flat(held)) ^ set(_flat(now))))
         if differences:
             raise ValueError(

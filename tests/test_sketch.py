@@ -93,7 +93,7 @@ def _exact_positions(corpus, rows):
     """Positions by Python's own numbers: no library decides a bit."""
     ids = corpus.obs["cell_id"].to_numpy()[rows]
     reference = subsets.order(ids, 0)[:1000]
-    start = sketch._start(corpus.vocabulary.genes).astype(object)
+    start = sketch._start(corpus.vocabulary).astype(object)
     weights = sketch.rank_weights(corpus, rows)
     loadings = sketch.components(_Exact(weights[reference]), start)
     placed = _Exact(weights) @ loadings
@@ -133,3 +133,13 @@ def test_a_sketch_reaches_the_few_cells_that_lie_apart():
         assert (found >= 1000).any()
     many, few = (set((part >> np.uint64(56)).tolist()) for part in (bins[:1000], bins[1000:]))
     assert not many & few
+
+
+def test_special_tokens_carry_no_sign_however_many_there_are():
+    genes = ("ENSG1", "ENSG2", "ENSG3")
+    two = Vocabulary(genes, np.ones(3))
+    four = Vocabulary(genes, np.ones(3), ("<pad>", "<mask>", "<cls>", "<eos>"))
+    starts = sketch._start(two), sketch._start(four)
+    assert [len(start) for start in starts] == [len(two), len(four)]
+    assert not starts[0][:2].any() and not starts[1][:4].any() and starts[0][2:].all()
+    np.testing.assert_array_equal(starts[0][2:], starts[1][4:])

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 
 from scaling.corpus.vocabulary import TARGET_SUM
 
-BITS = 46  # of a float64 that a bucket leaves out: 64 buckets for each power of two
+BITS = 45  # of a float64 that a bucket leaves out: 128 buckets for each power of two
 LOWEST, HIGHEST = 2.0**-14, 2.0**14  # what c / n * 10,000 can be, for n up to 10^8
 _BASE = int(np.float64(LOWEST).view(np.int64)) >> BITS
 BUCKETS = (int(np.float64(HIGHEST).view(np.int64)) >> BITS) - _BASE

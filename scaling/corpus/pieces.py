@@ -5,6 +5,7 @@ is whole; so any process may do any piece, and what is done is not done again.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -68,19 +69,29 @@ class Work:
     sketch_of: tuple[str, ...] | None
     vocabulary: Vocabulary | None
 
+    @functools.cached_property
+    def of_file(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the columns' genes among the file's own, and the hashes of these."""
+        own = sorted({i for i in self.ids if i is not None})
+        return positions(self.ids, own), identical.gene_hashes(own)
+
+    @functools.cached_property
+    def in_sketch(self) -> np.ndarray:
+        """Places of the columns' genes among those that are sketched."""
+        return positions(self.ids, self.sketch_of)
+
+    @functools.cached_property
+    def in_vocabulary(self) -> np.ndarray:
+        """Places of the columns' genes in the vocabulary."""
+        return positions(self.ids, self.vocabulary.genes)
+
 
 def read(piece: Piece, work: Work) -> None:
     """Reads a piece once and writes what is wanted of it."""
     totals, prints, lengths, of_columns = [], [], [], np.zeros(len(work.ids))
-    own = sorted({i for i in work.ids if i is not None})
-    hashes, sketch, digest = identical.gene_hashes(own), None, hashlib.sha256()
-    if work.sketch_of is not None:
-        sketch, places = Sketch(len(work.sketch_of)), positions(work.ids, work.sketch_of)
-    columns = positions(work.ids, own)
-    partial = _unfinished(work.folder / piece.shard)
-    shard = None
-    if work.vocabulary is not None:
-        tokens_of, shard = positions(work.ids, work.vocabulary.genes), open(partial, "wb")
+    sketch = None if work.sketch_of is None else Sketch(len(work.sketch_of))
+    partial, digest = _unfinished(work.folder / piece.shard), hashlib.sha256()
+    shard = None if work.vocabulary is None else open(partial, "wb")
     try:
         done = 0
         for rows, counts in readers.chunks(work.source, piece.rows):
@@ -88,13 +99,16 @@ def read(piece: Piece, work: Work) -> None:
             totals.append(total)
             if work.scan:
                 of_columns += np.bincount(counts.indices, counts.data, len(work.ids))
-                prints.append(identical.fingerprints(select(counts, columns, len(own)), hashes))
+                places, hashes = work.of_file
+                own = select(counts, places, len(hashes))
+                prints.append(identical.fingerprints(own, hashes))
             if sketch is not None:
                 pool = np.flatnonzero(piece.pool[done : done + len(rows)])
-                sketch.add(select(counts[pool], places, len(work.sketch_of)), total[pool])
+                of_pool = select(counts[pool], work.in_sketch, len(work.sketch_of))
+                sketch.add(of_pool, total[pool])
             if shard is not None:
                 genes = work.vocabulary
-                mapped = select(counts, tokens_of, len(genes.genes))
+                mapped = select(counts, work.in_vocabulary, len(genes.genes))
                 special = len(genes.special)
                 tokens, length = ranks.rank_tokens(mapped, total, genes.medians, special)
                 content = tokens.astype("<u2", copy=False).tobytes()
@@ -144,7 +158,6 @@ def select(counts: sp.csr_matrix, places: np.ndarray, genes: int) -> sp.csr_matr
     kept = place >= 0
     ends = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
     chosen = sp.csr_matrix((counts.data[kept], place[kept], ends), (counts.shape[0], genes))
-    known = places[places >= 0]
-    if len(np.unique(known)) < len(known):
+    if np.bincount(places[places >= 0], minlength=1).max() > 1:
         chosen.sum_duplicates()
     return chosen

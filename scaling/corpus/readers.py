@@ -173,18 +173,21 @@ def chunks(
     Args:
       source: the store.
       rows: ascending row numbers to read; None reads all.
-      size: cells a chunk spans in the store.
+      size: cells a chunk spans in the store, at most, counted from the first row.
 
     Raises:
       ValueError: a value that is no raw count, named by cell and gene.
     """
     rows = np.arange(len(source.obs)) if rows is None else np.asarray(rows)
+    if not len(rows):
+        return
+    end = int(rows[-1]) + 1
     with _opened(source) as matrix:
-        for start in range(0, len(source.obs), size):
+        for start in range(int(rows[0]), end, size):
             low, high = np.searchsorted(rows, (start, start + size))
             if low == high:
                 continue
-            counts = _rows(matrix, start, min(start + size, len(source.obs)), source)
+            counts = _rows(matrix, start, min(start + size, end), source)
             fault = _fault(counts)
             if fault:
                 raise ValueError(_refusal(source, fault, start))

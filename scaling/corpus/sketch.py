@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from scaling.corpus import subsets
 from scaling.corpus.shards import Corpus
+from scaling.corpus.vocabulary import Vocabulary
 
 RANKS = 2_048  # best ranks of a cell that count
 LENGTH = 1 << 15  # of a cell's vector: else components would follow the number of its genes
@@ -67,7 +68,7 @@ def bins(corpus: Corpus) -> np.ndarray:
     ids = corpus.obs["cell_id"].to_numpy()[pool]
     reference = pool[subsets.order(ids, REFERENCE_SEED)[:REFERENCE_CELLS]]
     weights = rank_weights(corpus, reference)
-    loadings = components(weights, _start(corpus.vocabulary.genes))
+    loadings = components(weights, _start(corpus.vocabulary))
     placed = weights @ loadings
     centre = placed.sum(0) // len(placed)
     excess = int(np.abs(placed - centre).max()).bit_length() - (BITS - 2)
@@ -109,8 +110,9 @@ def components(weights: sp.csr_matrix, start: np.ndarray) -> np.ndarray:
     return loadings
 
 
-def _start(genes: tuple[str, ...]) -> np.ndarray:
+def _start(vocabulary: Vocabulary) -> np.ndarray:
     """Signs from the hash of each gene's id, int64 [tokens, axes]; 0 for special tokens."""
-    digests = b"".join(hashlib.blake2b(g.encode(), digest_size=AXES).digest() for g in genes)
+    names = (gene.encode() for gene in vocabulary.genes)
+    digests = b"".join(hashlib.blake2b(name, digest_size=AXES).digest() for name in names)
     signs = np.frombuffer(digests, np.uint8).reshape(-1, AXES).astype(np.int64) % 2 * 2 - 1
-    return np.concatenate([np.zeros((2, AXES), np.int64), signs])
+    return np.concatenate([np.zeros((len(vocabulary.special), AXES), np.int64), signs])

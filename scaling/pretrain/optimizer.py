@@ -72,15 +72,6 @@ class TrainSettings:
                 "data set and give its share, above 0 to 1, or neither"
             )
 
-    def recorded(self) -> dict:
-        """The fields by name; without those of the subset's scheme and spike where not used.
-
-        So the hash of a run of random subsets is that from before there were others.
-        """
-        unused = {"scheme": "random", "spike": "", "spike_share": 0.0}
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in unused or v != unused[k]}
-
     def total_steps(self, cells: int) -> int:
         """Steps of a run over so many unique cells.
 

@@ -50,13 +50,9 @@ class RunSettings:
             optimizer.TrainSettings(**config["train"]),
         )
 
-    def recorded(self) -> dict:
-        """The settings by part and name, as a run's hash reads them."""
-        return dataclasses.asdict(self) | {"train": self.train.recorded()}
-
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        content = json.dumps([self.recorded(), checksums])
+        content = json.dumps([dataclasses.asdict(self), checksums])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def program(self) -> "RunSettings":
