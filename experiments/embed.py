@@ -6,7 +6,7 @@ import pathlib
 from absl import app, flags
 
 from experiments.launch import parse, report_errors
-from scaling.corpus import build, readers
+from scaling.corpus import columns, readers
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed
 from scaling.pretrain import loop
@@ -30,7 +30,7 @@ def main() -> str:
     model = ModelSettings(**json.loads((run / loop.SETTINGS).read_text())["model"])
     vocabulary = Vocabulary.load(run / "vocabulary.json")
     source = readers.open_source(H5AD.value, layer=COUNTS.value, gene_column=GENE_COLUMN.value)
-    ids = build.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
+    ids = columns.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
     params = loop.load_params(run, model, len(vocabulary))
     out = pathlib.Path(OUT.value)
     found, covered = embed.embed_file(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.corpus import build, dictionaries, readers
+from scaling.corpus import columns, dictionaries, pieces, readers
 
 CELLS = 150
 # Genes that fit beside V2's <cls> and <eos>, which stand around a cell in the model's input.
@@ -77,12 +77,12 @@ def test_tokens_of_real_cells_are_geneformers_but_for_ties(real_data, dictionary
     by_hand = _ids_by_hand(names, tokens, pd.read_csv(table), renamed)
 
     genes, source = dictionaries.read_vocabulary(folder), readers.open_source(path)
-    ids = build.gene_ids([source], str(table), genes)[name]
+    ids = columns.gene_ids([source], str(table), genes)[name]
     assert [i if i in tokens else None for i in by_hand] == [
         i if i in tokens else None for i in ids
     ]
     cells = []
-    for _, found, lengths in build.encode(source, ids, genes):
+    for _, found, lengths in pieces.encode(source, ids, genes):
         cells += [cell.tolist() for cell in np.split(found, np.cumsum(lengths)[:-1])]
 
     for ours, of_cell in zip([cells[row] for row in rows], counts, strict=True):

@@ -15,7 +15,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from configs import blood, default, quickstart, smoke
 from scaling import study
 from scaling.analyse import report
-from scaling.corpus import build, diversity, readers, subsets
+from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed, scores
@@ -166,7 +166,7 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
     vocabulary = Vocabulary.load(run / "vocabulary.json")
     params = loop.load_params(run, settings.run.model, len(vocabulary))
     source = readers.open_source(h5ad)
-    ids = build.gene_ids([source], "", vocabulary)[source.name]
+    ids = columns.gene_ids([source], "", vocabulary)[source.name]
     out = tmp_path / "out.h5ad"
     embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
     before, after = anndata.read_h5ad(h5ad), anndata.read_h5ad(out)
@@ -195,7 +195,7 @@ def test_embeddings_of_other_stores_stand_beside_their_annotations(done, tmp_pat
     data.write_h5ad(tmp_path / "cells.h5ad")
     for name in ("cells", "cells.h5ad"):
         source = readers.open_source(tmp_path / name)
-        ids, out = build.gene_ids([source], "", vocabulary)["cells"], tmp_path / f"{name}-out"
+        ids, out = columns.gene_ids([source], "", vocabulary)["cells"], tmp_path / f"{name}-out"
         embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
     ours, theirs = (anndata.read_h5ad(tmp_path / f"{n}-out") for n in ("cells", "cells.h5ad"))
     np.testing.assert_array_equal(ours.obsm["X_mlm"], theirs.obsm["X_mlm"])

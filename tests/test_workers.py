@@ -1,12 +1,12 @@
 """A build on several processes: the same corpus, after a worker or the whole build was killed."""
 
 import dataclasses
-import fcntl
 import os
 import pathlib
 import subprocess
 import sys
 
+import filelock
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -127,8 +127,7 @@ def test_work_of_other_settings_is_thrown_away(h5ad, alone, tmp_path, monkeypatc
 
 def test_two_builds_into_one_folder_are_refused(h5ad, tmp_path):
     (tmp_path / "corpus.partial").mkdir()
-    with open(tmp_path / "corpus.partial" / build.LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with filelock.FileLock(tmp_path / "corpus.partial" / build.LOCK):
         with pytest.raises(ValueError, match="another build is writing .*/corpus; wait for it"):
             build.build(settings(h5ad), tmp_path / "corpus")
     assert len(build.build(settings(h5ad), tmp_path / "corpus").obs) == 230

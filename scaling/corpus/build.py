@@ -2,33 +2,32 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import shutil
 from collections.abc import Iterator
 
+import filelock
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from scaling.corpus import (
+    annotations,
+    columns,
     coverage,
     dictionaries,
     medians,
     pieces,
-    ranks,
     readers,
     shards,
     subsets,
-    vocabulary,
     workers,
 )
 from scaling.corpus.pieces import Piece, Work
 from scaling.corpus.vocabulary import Vocabulary
 
 MEDIAN_VALUES = 2**25  # held at once for exact medians
-ANNOTATIONS = ("cell_type", "donor", "batch", "assay")
 STAMP, LOCK = "stamp.json", "lock"
 
 
@@ -124,13 +123,14 @@ def _alone(out: pathlib.Path, stamp: dict) -> Iterator[pathlib.Path]:
     """The folder of unfinished work, for one build at a time; emptied where the stamp differs."""
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with open(partial / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another build is writing {out}; wait for it, or give another --workdir"
-            ) from error
+    lock = filelock.FileLock(partial / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"another build is writing {out}; wait for it, or give another --workdir"
+        ) from error
+    try:
         content = json.dumps({"format": shards.FORMAT, **stamp})
         path = partial / STAMP
         if not path.exists() or path.read_text() != content:
@@ -139,6 +139,8 @@ def _alone(out: pathlib.Path, stamp: dict) -> Iterator[pathlib.Path]:
                     left.unlink()
             path.write_text(content)
         yield partial
+    finally:
+        lock.release()
 
 
 def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
@@ -146,17 +148,18 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     options = {name: getattr(settings, name) for name in names}
     sources = [readers.open_source(path, **options) for path in files]
     scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
-    _check_label(settings, scored)
-    given = _given(settings.vocabulary)
-    ids = gene_ids(sources, settings.gene_names, given)
-    obs = _annotations(sources, settings)
+    annotations.check_label(settings.cell_type, scored)
+    given = dictionaries.given(settings.vocabulary)
+    ids = columns.gene_ids(sources, settings.gene_names, given)
+    named = {name: getattr(settings, name) for name in annotations.COLUMNS}
+    obs = annotations.table(sources, named, settings.keep)
     if settings.score_on:
         held_out = ~obs["dataset"].isin({readers.name_of(p) for p in pool_files}).to_numpy()
         split_by = "file"
     else:
         held_out, split_by = subsets.hold_out(obs, settings.held_out, settings.split_seed)
     of = _pieces(sources, obs, ~held_out, settings.cells_per_shard)
-    union = None if given else tuple(_union(ids))
+    union = None if given else tuple(columns.union(ids))
     by = {"workers": settings.workers, "scheduler": settings.scheduler}
 
     def work(scan: bool, sketch_of, genes: Vocabulary | None) -> dict[str, Work]:
@@ -262,90 +265,6 @@ def _report(source, obs) -> dict:
     }
 
 
-def _given(path: str) -> Vocabulary | None:
-    """The vocabulary of `data.vocabulary`: none, a file, or a folder of dictionaries."""
-    if not path:
-        return None
-    at = pathlib.Path(path)
-    return dictionaries.read_vocabulary(at) if at.is_dir() else Vocabulary.load(at)
-
-
-def _check_label(settings: CorpusSettings, scored: list[readers.Source]) -> None:
-    name = settings.cell_type
-    if name and not any(name in source.obs for source in scored):
-        columns = {source.name: list(source.obs.columns) for source in scored}
-        raise ValueError(
-            f"no column {name!r} in .obs of the files to score on (there are: {columns}); set "
-            "data.cell_type to one of them, or to '' where no cell has a label"
-        )
-
-
-def gene_ids(
-    sources: list[readers.Source], gene_names: str, given: Vocabulary | None
-) -> dict[str, np.ndarray]:
-    """Gene ids of each file's columns, by the file's name; None where a column has none.
-
-    Args:
-      sources: the files.
-      gene_names: path of a table of symbols, or "".
-      given: a vocabulary whose ids symbols should meet; None takes those that files name.
-
-    Raises:
-      ValueError: files (or a file and the vocabulary) of two species, or of ids and symbols.
-    """
-    renamed = given.renamed if given else {}
-    ids = {s.name: vocabulary.gene_ids(s.genes, None, renamed) for s in sources}
-    if gene_names:
-        ensembl = {i for i in _union(ids) if vocabulary.ENSEMBL.match(i)}
-        table = vocabulary.read_gene_names(gene_names, given.genes if given else ensembl)
-        ids = {s.name: vocabulary.gene_ids(s.genes, table, renamed) for s in sources}
-        for source in (s for s in sources if not any(ids[s.name])):
-            raise ValueError(
-                f"{source.path}: {gene_names} has none of its genes (such as {source.genes[0]!r}); "
-                "give a table of its symbols, or name their column by data.gene_column"
-            )
-    vocabulary.check_one_kind(ids | ({"the vocabulary": given.genes} if given else {}))
-    return ids
-
-
-def _annotations(sources, settings) -> pd.DataFrame:
-    """One row for each cell that is kept: where it stands, and what is known of it."""
-    frames = []
-    for source in sources:
-        kept = _kept(source, settings.keep)
-        obs = source.obs.iloc[kept]
-        frame = pd.DataFrame({"row": kept, "dataset": source.name})
-        frame["cell_id"] = [f"{source.name}:{name}" for name in obs.index]
-        for name in ANNOTATIONS:
-            column = getattr(settings, name)
-            frame[name] = _text(obs[column]) if column in obs else ""
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def _text(annotation: pd.Series) -> np.ndarray:
-    return annotation.astype(object).where(annotation.notna(), "").astype(str).to_numpy()
-
-
-def _union(ids: dict[str, np.ndarray]) -> list[str]:
-    return sorted({i for of_file in ids.values() for i in of_file if i is not None})
-
-
-def _kept(source: readers.Source, keep: dict[str, dict[str, str]]) -> np.ndarray:
-    """Rows of a file whose annotations have the values that `keep` asks for."""
-    chosen = np.ones(len(source.obs), bool)
-    for column, value in keep.get(source.name, {}).items():
-        if column not in source.obs:
-            raise ValueError(
-                f"{source.path}: data.keep asks for {column} == {value!r}, but .obs has no such "
-                f"column (there are: {list(source.obs.columns)})"
-            )
-        chosen &= (source.obs[column].astype(str) == value).to_numpy()
-    if not chosen.any():
-        raise ValueError(f"{source.path}: data.keep leaves no cell ({keep[source.name]})")
-    return np.flatnonzero(chosen)
-
-
 def _from_pool(sources, ids, union, of, leaked, obs, settings, folder) -> Vocabulary:
     """Vocabulary of the pool: genes found in at least min_cells of its cells, their medians."""
     sketch = medians.Sketch(len(union))
@@ -374,23 +293,3 @@ def _from_pool(sources, ids, union, of, leaked, obs, settings, folder) -> Vocabu
     else:
         middle = sketch.medians(kept)
     return Vocabulary(tuple(union[k] for k in kept), middle)
-
-
-def encode(
-    source: readers.Source, ids: np.ndarray, genes: Vocabulary
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rank tokens of a file's cells, chunk by chunk.
-
-    Args:
-      source: the file.
-      ids: gene ids of its columns, None where a column has none.
-      genes: the vocabulary.
-
-    Yields:
-      rows [n], tokens uint16 (cells one after another), lengths [n].
-    """
-    places = pieces.positions(ids, genes.genes)
-    for rows, counts in readers.chunks(source):
-        mapped = pieces.select(counts, places, len(genes.genes))
-        totals = np.asarray(counts.sum(1)).ravel()
-        yield rows, *ranks.rank_tokens(mapped, totals, genes.medians, len(genes.special))

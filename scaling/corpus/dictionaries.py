@@ -10,6 +10,14 @@ from scaling.corpus.vocabulary import ENSEMBL, Vocabulary
 TOKENS, MEDIANS, RENAMED = "token_dictionary", "gene_median_dictionary", "ensembl_mapping_dict"
 
 
+def given(path: str) -> Vocabulary | None:
+    """The vocabulary of `data.vocabulary`: none, another corpus's file, or such a folder."""
+    if not path:
+        return None
+    at = pathlib.Path(path)
+    return read_vocabulary(at) if at.is_dir() else Vocabulary.load(at)
+
+
 def read_vocabulary(folder: pathlib.Path) -> Vocabulary:
     """Reads `token_dictionary*.pkl` and `gene_median_dictionary*.pkl`, token for token.
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import uuid
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
@@ -132,6 +133,26 @@ def read(piece: Piece, work: Work) -> None:
         os.replace(partial, work.folder / piece.shard)
         found = {"lengths": np.concatenate(lengths), "checksum": digest.hexdigest()}
         _save(piece.ranked(work.folder), found)
+
+
+def encode(
+    source: readers.Source, ids: np.ndarray, genes: Vocabulary
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rank tokens of a file's cells, chunk by chunk.
+
+    Args:
+      source: the file.
+      ids: gene ids of its columns, None where a column has none.
+      genes: the vocabulary.
+
+    Yields:
+      rows [n], tokens uint16 (cells one after another), lengths [n].
+    """
+    places = positions(ids, genes.genes)
+    for rows, counts in readers.chunks(source):
+        mapped = select(counts, places, len(genes.genes))
+        totals = np.asarray(counts.sum(1)).ravel()
+        yield rows, *ranks.rank_tokens(mapped, totals, genes.medians, len(genes.special))
 
 
 def _save(path: pathlib.Path, arrays: dict) -> None:

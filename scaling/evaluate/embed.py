@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scaling.corpus import build, coverage, readers
+from scaling.corpus import coverage, pieces, readers
 from scaling.corpus.shards import Corpus
 from scaling.corpus.tokens import PAD
 from scaling.corpus.vocabulary import Vocabulary
@@ -103,7 +103,7 @@ def embed_file(
     coverage.check(source, covered, vocabulary)
     embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
     with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
-        for rows, tokens, lengths in build.encode(source, ids, vocabulary):
+        for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):
             block = np.full((len(rows), model.length), PAD, np.int32)
             for k, cell in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
                 block[k, : len(cell)] = cell[: model.length]

@@ -1,0 +1,65 @@
+"""What the files say of their cells -> one table of the cells that are kept."""
+
+import numpy as np
+import pandas as pd
+
+from scaling.corpus import readers
+
+COLUMNS = ("cell_type", "donor", "batch", "assay")
+
+
+def table(
+    sources: list[readers.Source], columns: dict[str, str], keep: dict[str, dict[str, str]]
+) -> pd.DataFrame:
+    """One row for each cell that is kept: where it stands, and what is known of it.
+
+    Args:
+      sources: the files.
+      columns: name in .obs of each of COLUMNS.
+      keep: {file's name: {column: value}}: cells to keep.
+
+    Returns:
+      Columns row (in the file), dataset, cell_id, and COLUMNS, "" where not known.
+
+    Raises:
+      ValueError: `keep` names a column that a file has not, or leaves no cell of a file.
+    """
+    frames = []
+    for source in sources:
+        kept = _kept(source, keep)
+        obs = source.obs.iloc[kept]
+        frame = pd.DataFrame({"row": kept, "dataset": source.name})
+        frame["cell_id"] = [f"{source.name}:{name}" for name in obs.index]
+        for name in COLUMNS:
+            frame[name] = _text(obs[columns[name]]) if columns[name] in obs else ""
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def check_label(cell_type: str, scored: list[readers.Source]) -> None:
+    """Raises a ValueError where none of the files to score on has the column with the labels."""
+    if cell_type and not any(cell_type in source.obs for source in scored):
+        columns = {source.name: list(source.obs.columns) for source in scored}
+        raise ValueError(
+            f"no column {cell_type!r} in .obs of the files to score on (there are: {columns}); "
+            "set data.cell_type to one of them, or to '' where no cell has a label"
+        )
+
+
+def _text(annotation: pd.Series) -> np.ndarray:
+    return annotation.astype(object).where(annotation.notna(), "").astype(str).to_numpy()
+
+
+def _kept(source: readers.Source, keep: dict[str, dict[str, str]]) -> np.ndarray:
+    """Rows of a file whose annotations have the values that `keep` asks for."""
+    chosen = np.ones(len(source.obs), bool)
+    for column, value in keep.get(source.name, {}).items():
+        if column not in source.obs:
+            raise ValueError(
+                f"{source.path}: data.keep asks for {column} == {value!r}, but .obs has no such "
+                f"column (there are: {list(source.obs.columns)})"
+            )
+        chosen &= (source.obs[column].astype(str) == value).to_numpy()
+    if not chosen.any():
+        raise ValueError(f"{source.path}: data.keep leaves no cell ({keep[source.name]})")
+    return np.flatnonzero(chosen)
