@@ -9,7 +9,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.h5ad = ""  # stores to train on: paths and globs, separated by commas; "" simulates cells
-    # (.h5ad, .zarr, .loom, 10x .h5 or matrix.mtx folder, SOMA experiment; here, s3:// or gs://)
+    # (.h5ad, .zarr, .loom, 10x .h5 or matrix.mtx folder, SOMA experiment, Hugging Face data set of
+    # tokens; here, s3:// or gs://)
     data.score_on = ""  # files whose cells no subset contains; "" holds out part of data.h5ad
     data.gene_names = ""  # CSV with the columns gene_name, ensembl_id, for files with symbols
     data.gene_column = ""  # column of .var with the gene ids; "" is the index
@@ -26,7 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
     data.assay = "assay"  # column of .obs; used where a file has it
     data.keep = ml_collections.ConfigDict()  # {file name: {column: value}}: cells to keep
     data.held_out = 0.2  # share of cells held out (whole donors, else batches) without score_on
-    data.split_seed = 0  # of the choice of held-out donors
+    data.split_seed = 0  # of the choice of held-out donors, and of a draw
+    # 0 takes all cells; n draws n of them as `datasets` does with shuffle(split_seed), of which the
+    # last, a share of held_out, are held out
+    data.draw = 0
     data.cells_per_shard = 10_000  # cells of a token file
     data.workers = 1  # processes that build the corpus
     data.scheduler = ""  # address of a dask scheduler to build on; "" is this machine

@@ -36,10 +36,8 @@ def main() -> str:
     found, covered = embed.embed_file(
         params, model, LAYER.value, vocabulary, source, ids, out, NAME.value
     )
-    return (
-        f"{out}: {found.shape[0]} cells x {found.shape[1]} in .obsm['X_{NAME.value}']; "
-        f"{covered:.1%} of the counts are of genes that the model knows"
-    )
+    known = "" if covered is None else f"; {covered:.1%} of the counts are of genes it knows"
+    return f"{out}: {found.shape[0]} cells x {found.shape[1]} in .obsm['X_{NAME.value}']{known}"
 
 
 if __name__ == "__main__":

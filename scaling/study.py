@@ -181,8 +181,9 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
     rows = loop.subset(corpus, run.train)
     tokens = int(corpus.obs["length"].to_numpy()[rows].clip(max=length).sum())
     common |= {"tokens": tokens, "scheme": job.scheme, "spike": run.train.spike}
-    common |= {"spike_share": run.train.spike_share, **diversity.of_subset(corpus, rows)}
+    common |= {"spike_share": run.train.spike_share}
     if job.model == "baselines":
+        common |= diversity.of_subset(corpus, rows)
         found = scores.baseline_rows(corpus, rows, held_out)
         scored = [
             {**common, "model": name, "kind": "baseline", **row}
@@ -203,7 +204,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
         "similarity_weight": run.objective.weight if job.model == "cab" else 0.0,
         "denominator": run.objective.denominator,
         **{k: summary[k] for k in ("exposures", "steps", "converged", "held_out_loss")},
-        **{k: summary[k] for k in ("parameters", "non_embedding_parameters")},
+        **{k: summary[k] for k in ("parameters", "non_embedding_parameters", *diversity.MEASURES)},
     }
     return [{**common, **row} for row in evaluate_run(folder, run, held_out)]
 
@@ -230,13 +231,22 @@ def describe(corpus: Corpus) -> str:
         f"cell and are kept from training; {m['identical_in_pool']} repeat another training cell",
     ]
     for file in m["files"]:
+        if "wrong_lengths" in file:
+            lines.append(
+                f"  {file['name']}: {file['cells']} cells of ready tokens, without counts: no HVG, "
+                f"PCA or batch scores; {file['wrong_lengths']} state another length than theirs; "
+                f"left out: {file['cells_filtered']} cells by filter or draw, "
+                f"{file['cells_without_genes']} without genes, {file['cells_kept_from_training']} "
+                "from training alone"
+            )
+            continue
         lines.append(
             f"  {file['name']}: {file['cells']} cells from .{file['matrix']}, "
             f"{file['genes_mapped']} of {file['genes']} genes and "
             f"{file['counts_covered']:.1%} of counts in the vocabulary; genes without an id: "
             f"{file['genes_without_id']}, summed with others: {file['genes_summed']}; left out: "
-            f"{file['cells_filtered']} cells by filter, {file['cells_without_genes']} without "
-            f"genes of the vocabulary ({file['cells_without_counts']} without counts), "
+            f"{file['cells_filtered']} cells by filter or draw, {file['cells_without_genes']} "
+            f"without genes of the vocabulary ({file['cells_without_counts']} without counts), "
             f"{file['cells_kept_from_training']} from training alone"
         )
     if m["keep_without_file"]:

@@ -20,7 +20,7 @@ from scaling.corpus.vocabulary import Vocabulary
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
     primary_only=True, cell_type="", donor="", batch="", assay="", keep={}, held_out=0.25,
-    split_seed=0, cells_per_shard=7, medians="exact", workers=1, scheduler="",
+    split_seed=0, cells_per_shard=7, medians="exact", workers=1, scheduler="", draw=0,
 )
 ROOT = pathlib.Path(__file__).parents[1]
 COUNTS = np.random.default_rng(0).poisson(1.0, (40, 5))

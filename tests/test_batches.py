@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.pretrain.batches import READ, Batches, cell_hashes, iterate
+from scaling.pretrain.batches import Batches, cell_hashes, iterate
 from scaling.pretrain.plan import Plan
 
 
@@ -120,18 +120,6 @@ def test_another_number_of_hosts_goes_on_with_exactly_the_cells_left(data):
     cells, passes = (np.concatenate([b[k] for b in read]) for k in (0, 1))
     for epoch in range(epochs):
         np.testing.assert_array_equal(np.sort(cells[passes == epoch]), np.arange(len(lengths)))
-
-
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_shards_are_read_many_batches_at_a_time_and_only_once(hosts):
-    cells = 3 * READ * hosts
-    corpus = corpus_of(np.full(cells, 5))
-    with on_host(hosts - 1, hosts):
-        source = Batches(corpus, np.arange(cells), Plan(cells, 64, 0), cells // 64, (16,))
-        assert len(list(iterate(source))) == cells // 64
-    calls = [np.asarray(call.args[0]) for call in corpus.cells.call_args_list]
-    assert [len(rows) for rows in calls] == [READ] * 3
-    assert len(np.unique(np.concatenate(calls))) == 3 * READ
 
 
 def test_the_share_of_padding_is_that_of_the_batches():

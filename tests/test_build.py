@@ -19,7 +19,7 @@ from scaling.corpus.vocabulary import Vocabulary
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
     primary_only=True, cell_type="", donor="", batch="", assay="", keep={}, held_out=0.25,
-    split_seed=0, cells_per_shard=7, medians="exact", workers=1, scheduler="",
+    split_seed=0, cells_per_shard=7, medians="exact", workers=1, scheduler="", draw=0,
 )
 
 
@@ -255,7 +255,7 @@ def test_the_report_says_what_became_of_genes_and_cells(tmp_path):
     assert file["counts_covered"] == pytest.approx(covered, rel=1e-12)
     printed = study.describe(corpus)
     assert "3 of 6 genes" in printed and "without an id: 1, summed with others: 2;" in printed
-    assert "2 cells by filter, 3 without genes of the vocabulary (1 without counts)" in printed
+    assert "2 cells by filter or draw, 3 without genes of the vocabulary (1 without" in printed
 
 
 def test_kept_cells(tmp_path, many):

@@ -14,7 +14,7 @@ from scaling.corpus.shards import Corpus
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
     primary_only=True, cell_type="", donor="", batch="", assay="", keep={}, held_out=0.25,
-    split_seed=0, cells_per_shard=8, medians="exact", workers=1, scheduler="",
+    split_seed=0, cells_per_shard=8, medians="exact", workers=1, scheduler="", draw=0,
 )
 ORDERS = [[0], [29, 0, 12, 13], [3, 3, 25, 3, 25, 1], list(range(30))[::-1]]
 

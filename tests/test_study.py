@@ -12,7 +12,7 @@ import write_stores
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from configs import blood, default, quickstart, smoke
+from configs import blood, default, genecorpus_1m, quickstart, smoke
 from scaling import study
 from scaling.analyse import report
 from scaling.corpus import build, columns, diversity, readers, subsets
@@ -272,7 +272,7 @@ def test_sizes_above_the_pool_are_refused_before_any_run(done, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("config", [default, quickstart, blood, smoke])
+@pytest.mark.parametrize("config", [default, quickstart, blood, smoke, genecorpus_1m])
 def test_configs_are_locked_and_whole(config):
     found = config.get_config()
     Settings.from_config(found)

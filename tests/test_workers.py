@@ -76,7 +76,7 @@ def test_a_scheduler_by_address_and_a_worker_that_dies(h5ad, alone, tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", f"{pathlib.Path(__file__).parent}:{os.getcwd()}")
     monkeypatch.setattr(pieces, "read", stubborn)
     died = tmp_path / "corpus.partial" / "died"
-    options = {"threads_per_worker": 1, "dashboard_address": None}
+    options = {"threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(n_workers=2, **options) as cluster:
         address = settings(h5ad, scheduler=cluster.scheduler_address)
         corpus = build.build(address, tmp_path / "corpus")

@@ -9,24 +9,20 @@ COLUMNS = ("cell_type", "donor", "batch", "assay")
 
 
 def table(
-    sources: list[readers.Source], columns: dict[str, str], keep: dict[str, dict[str, str]]
+    sources: list[readers.Source], columns: dict[str, str], rows: list[np.ndarray]
 ) -> pd.DataFrame:
-    """One row for each cell that is kept: where it stands, and what is known of it.
+    """One row for each cell: where it stands, and what is known of it.
 
     Args:
       sources: the files.
       columns: name in .obs of each of COLUMNS.
-      keep: {file's name: {column: value}}: cells to keep.
+      rows: ascending rows of each file to take.
 
     Returns:
       Columns row (in the file), dataset, cell_id, and COLUMNS, "" where not known.
-
-    Raises:
-      ValueError: `keep` names a column that a file has not, or leaves no cell of a file.
     """
     frames = []
-    for source in sources:
-        kept = _kept(source, keep)
+    for source, kept in zip(sources, rows, strict=True):
         obs = source.obs.iloc[kept]
         frame = pd.DataFrame({"row": kept, "dataset": source.name})
         frame["cell_id"] = [f"{source.name}:{name}" for name in obs.index]
@@ -50,8 +46,16 @@ def _text(annotation: pd.Series) -> np.ndarray:
     return annotation.astype(object).where(annotation.notna(), "").astype(str).to_numpy()
 
 
-def _kept(source: readers.Source, keep: dict[str, dict[str, str]]) -> np.ndarray:
-    """Rows of a file whose annotations have the values that `keep` asks for."""
+def kept(source: readers.Source, keep: dict[str, dict[str, str]]) -> np.ndarray:
+    """Rows of a file whose annotations have the values that `keep` asks for, ascending.
+
+    Args:
+      source: the file.
+      keep: {file's name: {column: value}}.
+
+    Raises:
+      ValueError: `keep` names a column that the file has not, or leaves none of its cells.
+    """
     chosen = np.ones(len(source.obs), bool)
     for column, value in keep.get(source.name, {}).items():
         if column not in source.obs:

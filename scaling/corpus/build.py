@@ -51,6 +51,7 @@ class CorpusSettings:
     keep: dict[str, dict[str, str]]
     held_out: float
     split_seed: int
+    draw: int
     cells_per_shard: int
     workers: int
     scheduler: str
@@ -60,6 +61,8 @@ class CorpusSettings:
             raise ValueError(f"data.medians is {self.medians!r}; one of sketch, exact")
         if min(self.workers, self.cells_per_shard) < 1:
             raise ValueError("data.workers and data.cells_per_shard must be at least 1")
+        if self.draw and self.score_on:
+            raise ValueError("data.draw holds out cells that it draws; leave data.score_on empty")
 
     def content(self) -> dict:
         """The fields that decide what the corpus holds: all but who builds it."""
@@ -150,10 +153,21 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     scored = [s for s in sources if not settings.score_on or s.path not in pool_files]
     annotations.check_label(settings.cell_type, scored)
     given = dictionaries.given(settings.vocabulary)
+    for source in (s for s in sources if s.tokenised and not given):
+        raise ValueError(
+            f"{source.path} has ready tokens, which mean nothing without the vocabulary that they "
+            "are of; name it by data.vocabulary"
+        )
     ids = columns.gene_ids(sources, settings.gene_names, given)
     named = {name: getattr(settings, name) for name in annotations.COLUMNS}
-    obs = annotations.table(sources, named, settings.keep)
-    if settings.score_on:
+    rows = [annotations.kept(source, settings.keep) for source in sources]
+    if settings.draw:
+        chance = settings.held_out, settings.split_seed
+        rows, held_out = subsets.draw(rows, settings.draw, *chance)
+    obs = annotations.table(sources, named, rows)
+    if settings.draw:
+        split_by = "cell"
+    elif settings.score_on:
         held_out = ~obs["dataset"].isin({readers.name_of(p) for p in pool_files}).to_numpy()
         split_by = "file"
     else:
@@ -169,16 +183,19 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     workers.run(pieces.read, left, work(True, union, given), "reading cells", **by)
     found = [_numbers(p.scanned(folder), "totals", "fingerprints") for p in of]
     obs["total"], obs["fingerprint"] = (np.concatenate(part) for part in zip(*found, strict=True))
+    _name_tokenised(obs, {s.name for s in sources if s.tokenised})
     obs["split"] = np.where(held_out, "held_out", "pool")
     leaked = ~held_out & obs["fingerprint"].isin(obs["fingerprint"][held_out]).to_numpy()
     obs.loc[leaked, "split"] = "duplicate"
     genes = given or _from_pool(sources, ids, union, of, leaked, obs, settings, folder)
     genes.save(folder / shards.VOCABULARY)
     covered = {
-        s.name: coverage.report(ids[s.name], _counts_of_columns(s, of, folder), genes)
+        s.name: {"wrong_lengths": int(_sum(s, "wrong_lengths", of, folder))}
+        if s.tokenised
+        else coverage.report(ids[s.name], _sum(s, "columns", of, folder), genes)
         for s in sources
     }
-    for source in sources:
+    for source in (s for s in sources if not s.tokenised):
         coverage.check(source, covered[source.name], genes)
     left = [p for p in of if not p.ranked(folder).exists()]
     workers.run(pieces.read, left, work(False, None, genes), "ranking genes", **by)
@@ -238,10 +255,17 @@ def _numbers(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
         return tuple(arrays[name] for name in names)
 
 
-def _counts_of_columns(source, of: list[Piece], folder: pathlib.Path) -> np.ndarray:
-    """Counts of each of a file's columns over the cells that were read, float64."""
+def _sum(source, name: str, of: list[Piece], folder: pathlib.Path) -> np.ndarray:
+    """Sum of an array over a file's pieces."""
     mine = [p for p in of if p.dataset == source.name]
-    return sum(_numbers(p.scanned(folder), "columns")[0] for p in mine)
+    return sum(_numbers(p.scanned(folder), name)[0] for p in mine)
+
+
+def _name_tokenised(obs: pd.DataFrame, names: set[str]) -> None:
+    """Cells of ready tokens have no names: theirs are made of fingerprint and row."""
+    mine = obs["dataset"].isin(names)
+    parts = obs.loc[mine, ["dataset", "fingerprint", "row"]].itertuples(index=False)
+    obs.loc[mine, "cell_id"] = [f"{name}:{found:016x}-{row}" for name, found, row in parts]
 
 
 def _report(source, obs) -> dict:
@@ -250,6 +274,7 @@ def _report(source, obs) -> dict:
     `cells` are read and `cells_filtered` left out by data.keep. Of those read,
     `cells_without_genes` are dropped, of which `cells_without_counts` have no count at all;
     `cells_kept_from_training` stay, but stand in no subset, as they equal a held-out cell.
+    `wrong_lengths`, of ready tokens: cells whose stated length is not theirs.
     """
     mine = obs[obs["dataset"] == source.name]
     alike = (mine["split"] == "duplicate") & (mine["length"] > 0)

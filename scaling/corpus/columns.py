@@ -25,12 +25,13 @@ def gene_ids(
         ensembl = {i for i in union(ids) if vocabulary.ENSEMBL.match(i)}
         table = vocabulary.read_gene_names(gene_names, given.genes if given else ensembl)
         ids = {s.name: vocabulary.gene_ids(s.genes, table, renamed) for s in sources}
-        for source in (s for s in sources if not any(ids[s.name])):
+        for source in (s for s in sources if not any(ids[s.name]) and not s.tokenised):
             raise ValueError(
                 f"{source.path}: {gene_names} has none of its genes (such as {source.genes[0]!r}); "
                 "give a table of its symbols, or name their column by data.gene_column"
             )
-    vocabulary.check_one_kind(ids | ({"the vocabulary": given.genes} if given else {}))
+    named = {name: of_file for name, of_file in ids.items() if len(of_file)}
+    vocabulary.check_one_kind(named | ({"the vocabulary": given.genes} if given else {}))
     return ids
 
 

@@ -9,6 +9,8 @@ from scaling.corpus import sketch, subsets
 from scaling.corpus.shards import Corpus
 
 VENDI_CELLS, VENDI_SEED = 2_000, 0  # at most so many cells of a subset, those of least hash
+LABELS = ("cell_type", "dataset")
+MEASURES = (*(f"{of}_{label}" for label in LABELS for of in ("shannon", "gini_simpson")), "vendi")
 
 
 def of_subset(corpus: Corpus, rows: np.ndarray) -> dict[str, float | None]:
@@ -27,7 +29,7 @@ def of_subset(corpus: Corpus, rows: np.ndarray) -> dict[str, float | None]:
       one are left out); shannon_dataset, gini_simpson_dataset; vendi.
     """
     found = {}
-    for column in ("cell_type", "dataset"):
+    for column in LABELS:
         labels = corpus.obs[column].to_numpy()[rows]
         labels = labels[labels != ""]
         found[f"shannon_{column}"] = shannon(labels) if len(labels) else None

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from scaling.corpus import identical, ranks, readers
+from scaling.corpus import identical, ranks, readers, ready_tokens
 from scaling.corpus.medians import Sketch
+from scaling.corpus.stores import tokenised
 from scaling.corpus.vocabulary import Vocabulary
 
 
@@ -89,50 +90,82 @@ class Work:
 
 def read(piece: Piece, work: Work) -> None:
     """Reads a piece once and writes what is wanted of it."""
-    totals, prints, lengths, of_columns = [], [], [], np.zeros(len(work.ids))
-    sketch = None if work.sketch_of is None else Sketch(len(work.sketch_of))
-    partial, digest = _unfinished(work.folder / piece.shard), hashlib.sha256()
-    shard = None if work.vocabulary is None else open(partial, "wb")
+    shard = None if work.vocabulary is None else _Shard(work.folder / piece.shard)
     try:
-        done = 0
-        for rows, counts in readers.chunks(work.source, piece.rows):
-            total = np.asarray(counts.sum(1)).ravel()
-            totals.append(total)
-            if work.scan:
-                of_columns += np.bincount(counts.indices, counts.data, len(work.ids))
-                places, hashes = work.of_file
-                own = select(counts, places, len(hashes))
-                prints.append(identical.fingerprints(own, hashes))
-            if sketch is not None:
-                pool = np.flatnonzero(piece.pool[done : done + len(rows)])
-                of_pool = select(counts[pool], work.in_sketch, len(work.sketch_of))
-                sketch.add(of_pool, total[pool])
-            if shard is not None:
-                genes = work.vocabulary
-                mapped = select(counts, work.in_vocabulary, len(genes.genes))
-                special = len(genes.special)
-                tokens, length = ranks.rank_tokens(mapped, total, genes.medians, special)
-                content = tokens.astype("<u2", copy=False).tobytes()
-                shard.write(content)
-                digest.update(content)
-                lengths.append(length)
-            done += len(rows)
+        found = (_read_tokens if work.source.tokenised else _read_counts)(piece, work, shard)
+        if work.scan:
+            _save(piece.scanned(work.folder), found)
+        if shard is not None:
+            _save(piece.ranked(work.folder), shard.whole())
     finally:
         if shard is not None:
             shard.close()
-    if work.scan:
-        found = {
-            "totals": np.concatenate(totals),
-            "fingerprints": np.concatenate(prints),
-            "columns": of_columns,
-        }
+
+
+def _read_counts(piece: Piece, work: Work, shard: "_Shard | None") -> dict[str, np.ndarray]:
+    totals, prints, of_columns, done = [], [], np.zeros(len(work.ids)), 0
+    sketch = None if work.sketch_of is None else Sketch(len(work.sketch_of))
+    for rows, counts in readers.chunks(work.source, piece.rows):
+        total = np.asarray(counts.sum(1)).ravel()
+        totals.append(total)
+        if work.scan:
+            of_columns += np.bincount(counts.indices, counts.data, len(work.ids))
+            places, hashes = work.of_file
+            own = select(counts, places, len(hashes))
+            prints.append(identical.fingerprints(own, hashes))
         if sketch is not None:
-            found["places"], found["cells"] = sketch.sparse()
-        _save(piece.scanned(work.folder), found)
-    if shard is not None:
-        os.replace(partial, work.folder / piece.shard)
-        found = {"lengths": np.concatenate(lengths), "checksum": digest.hexdigest()}
-        _save(piece.ranked(work.folder), found)
+            pool = np.flatnonzero(piece.pool[done : done + len(rows)])
+            of_pool = select(counts[pool], work.in_sketch, len(work.sketch_of))
+            sketch.add(of_pool, total[pool])
+        if shard is not None:
+            genes = work.vocabulary
+            mapped = select(counts, work.in_vocabulary, len(genes.genes))
+            shard.write(*ranks.rank_tokens(mapped, total, genes.medians, len(genes.special)))
+        done += len(rows)
+    found = {"totals": np.concatenate(totals), "columns": of_columns}
+    if work.scan:
+        found["fingerprints"] = np.concatenate(prints)
+    if sketch is not None:
+        found["places"], found["cells"] = sketch.sparse()
+    return found
+
+
+def _read_tokens(piece: Piece, work: Work, shard: "_Shard") -> dict[str, np.ndarray]:
+    """Of ready tokens, whose cells have no counts; `wrong_lengths` are stated but not true."""
+    prints, wrong, path, genes = [], 0, work.source.path, work.vocabulary
+    stated = work.source.obs.get("length")
+    for rows, stored, lengths in tokenised.chunks(path, piece.rows, readers.CHUNK_CELLS):
+        if stated is not None:
+            wrong += int((stated.to_numpy()[rows] != lengths).sum())
+        tokens, lengths = ready_tokens.genes_alone(path, rows, stored, lengths, genes)
+        prints.append(ready_tokens.fingerprints(tokens, lengths, genes))
+        shard.write(tokens, lengths)
+    prints = np.concatenate(prints)
+    return {"totals": np.full(len(prints), np.nan), "fingerprints": prints, "wrong_lengths": wrong}
+
+
+class _Shard:
+    """Tokens on their way to a shard, which is there when it is whole."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._partial = path, _unfinished(path)
+        self._file, self._digest, self._lengths = open(self._partial, "wb"), hashlib.sha256(), []
+
+    def write(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        content = tokens.astype("<u2", copy=False).tobytes()
+        self._file.write(content)
+        self._digest.update(content)
+        self._lengths.append(lengths)
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """Puts the shard in its place and says what is known of it."""
+        self._file.close()
+        os.replace(self._partial, self._path)
+        return {"lengths": np.concatenate(self._lengths), "checksum": self._digest.hexdigest()}
+
+    def close(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
 
 
 def encode(
@@ -142,12 +175,17 @@ def encode(
 
     Args:
       source: the file.
-      ids: gene ids of its columns, None where a column has none.
+      ids: gene ids of its columns, None where a column has none; without meaning for ready tokens.
       genes: the vocabulary.
 
     Yields:
       rows [n], tokens uint16 (cells one after another), lengths [n].
     """
+    if source.tokenised:
+        path, every = source.path, np.arange(len(source.obs))
+        for rows, stored, lengths in tokenised.chunks(path, every, readers.CHUNK_CELLS):
+            yield rows, *ready_tokens.genes_alone(path, rows, stored, lengths, genes)
+        return
     places = positions(ids, genes.genes)
     for rows, counts in readers.chunks(source):
         mapped = select(counts, places, len(genes.genes))

@@ -1,7 +1,8 @@
 """A store of raw counts -> verified counts, read in chunks of cells and never whole.
 
 Stores are `.h5ad`, `.zarr`, `.loom`, CellRanger's `.h5` and `matrix.mtx` folders, and SOMA
-experiments; how each is laid out is told in `scaling/corpus/stores`.
+experiments; how each is laid out is told in `scaling/corpus/stores`. Hugging Face data sets of
+ready tokens are opened here, too, and read by `stores/tokenised.py`.
 """
 
 import contextlib
@@ -16,11 +17,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scaling.corpus.stores import anndata_store, by_cell, loom, mtx, soma, tenx
+from scaling.corpus.stores import anndata_store, by_cell, loom, mtx, soma, tenx, tokenised
 from scaling.corpus.stores.contents import Address, remote
 
 CHUNK_CELLS = 1024
-ENDINGS = (".h5ad", ".zarr", ".loom", ".h5", ".soma")
+ENDINGS = (".h5ad", ".zarr", ".loom", ".h5", ".soma", tokenised.ENDING)
 STORES = (tenx, mtx, loom, soma, anndata_store)  # in the order to ask; the last takes any file
 
 
@@ -30,7 +31,8 @@ class Source:
 
     Attributes:
       path: the file or folder; a str where it is a remote address.
-      matrix: where its raw counts stand: "X", "raw.X", "layers/<name>", or 'X["raw"]' of SOMA.
+      matrix: where its raw counts stand: "X", "raw.X", "layers/<name>", or 'X["raw"]' of SOMA;
+        "input_ids" where it has ready tokens instead.
       genes: names of the matrix's columns, as the store gives them, object [genes]; "" for none.
       obs: the cells' annotations, one row a cell, indexed by the store's cell names.
       by_cell: a temporary copy of the counts, where the store has them in another order than by
@@ -47,6 +49,11 @@ class Source:
     def name(self) -> str:
         """Name of the data set: the store's name without its ending."""
         return name_of(self.path)
+
+    @property
+    def tokenised(self) -> bool:
+        """Whether it has ready tokens, and neither counts nor genes."""
+        return self.matrix == tokenised.TOKENS
 
     @property
     def is_h5ad(self) -> bool:
@@ -80,7 +87,8 @@ def expand(patterns: str) -> list[Address]:
         if not found:
             raise ValueError(
                 f"no file matches {pattern!r}; give a path or a glob to stores of counts "
-                "(.h5ad, .zarr, .loom, 10x .h5 or matrix.mtx folder, SOMA experiment)"
+                "(.h5ad, .zarr, .loom, 10x .h5 or matrix.mtx folder, SOMA experiment, data set of "
+                "tokens)"
             )
         paths.update(dict.fromkeys(pathlib.Path(os.path.abspath(p)) for p in found))
     by_name: dict[str, Address] = {}
@@ -128,6 +136,8 @@ def open_source(
         a library or package that the store needs is missing.
     """
     path = path if remote(path) else pathlib.Path(path)
+    if tokenised.recognises(path):
+        return Source(path, tokenised.TOKENS, np.empty(0, object), tokenised.annotations(path))
     store = _store(path)
     found = store.tables(path, layer, primary_only) if store is soma else store.tables(path, layer)
     obs = found.obs
@@ -201,7 +211,7 @@ def _store(path: Address):
             return store
     raise ValueError(
         f"{path}: a folder that is no .zarr store, no 10x folder (matrix.mtx.gz, features.tsv.gz, "
-        "barcodes.tsv.gz) and no SOMA experiment; name one of these"
+        "barcodes.tsv.gz), no SOMA experiment and no saved data set of tokens; name one of these"
     )
 
 
@@ -247,7 +257,7 @@ def _rows(matrix, start: int, stop: int, source: Source) -> sp.csr_matrix:
             "the file may be damaged: copy or download it again"
         ) from error
     # Tidied only where it has to be: sorting the genes of each cell costs more than ranking them.
-    twice, zero = _untidy(counts.indptr, counts.indices, counts.data, counts.shape[1])
+    twice, zero = untidy(counts.indptr, counts.indices, counts.data, counts.shape[1])
     if twice:
         counts.sum_duplicates()
     if zero:
@@ -256,7 +266,7 @@ def _rows(matrix, start: int, stop: int, source: Source) -> sp.csr_matrix:
 
 
 @numba.njit(cache=True, nogil=True)
-def _untidy(indptr, indices, data, genes):
+def untidy(indptr, indices, data, genes):
     """Whether a gene stands twice in a cell, and whether a zero is stored."""
     twice, zero = False, False
     last = np.full(genes, -1, np.int64)

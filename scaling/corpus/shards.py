@@ -103,13 +103,23 @@ class Corpus:
         """Rank tokens of cells, cut to the length and padded: int32 [len(rows), length]."""
         return pad(self.cells(rows), length)
 
+    def has_counts(self, rows: np.ndarray) -> bool:
+        """Whether the cells' files have counts; those of ready tokens have not."""
+        tokenised = {f["name"] for f in self.manifest["files"] if "wrong_lengths" in f}
+        return not self.obs["dataset"].iloc[rows].isin(tokenised).any()
+
     def counts(self, rows: np.ndarray) -> sp.csr_matrix:
         """Raw counts of cells in the vocabulary's genes, read again from the source files.
 
         Returns:
           float32 CSR [len(rows), genes], in the order of the rows.
+
+        Raises:
+          ValueError: cells of ready tokens are among them.
         """
         rows = np.asarray(rows)
+        if not self.has_counts(rows):
+            raise ValueError(f"{self.folder} has cells of ready tokens, which have no counts")
         genes = pd.read_parquet(self.folder / GENES)
         blocks, positions = [], []
         for file in self.manifest["files"]:

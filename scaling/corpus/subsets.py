@@ -149,6 +149,38 @@ def _mixed(base: np.ndarray, spiked: np.ndarray, share: float) -> np.ndarray:
     return found
 
 
+def draw(
+    rows: list[np.ndarray], cells: int, share: float, seed: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Draws cells as `datasets.Dataset.shuffle(seed).select(range(cells))` does.
+
+    Args:
+      rows: ascending rows of each file to draw from.
+      cells: how many to draw.
+      share: of them to hold out: those drawn last.
+      seed: of NumPy's permutation of all rows.
+
+    Returns:
+      Ascending rows of each file that are drawn; bool [cells], file after file, which are held out.
+
+    Raises:
+      ValueError: fewer cells than are to be drawn, or too few to hold out any.
+    """
+    ends = np.cumsum([len(of_file) for of_file in rows])
+    last = round(cells * share)
+    if not 0 < last < cells <= ends[-1]:
+        raise ValueError(
+            f"data.draw is {cells} with {last} held out, and there are {ends[-1]} cells; lower it"
+        )
+    drawn = np.random.default_rng(seed).permutation(ends[-1])[:cells]
+    order = np.argsort(drawn)
+    held_out = order >= cells - last
+    of_files = np.split(drawn[order], np.searchsorted(drawn[order], ends[:-1]))
+    starts = ends - [len(of_file) for of_file in rows]
+    found = zip(rows, of_files, starts, strict=True)
+    return [of_file[at - start] for of_file, at, start in found], held_out
+
+
 def hold_out(obs: pd.DataFrame, share: float, seed: int) -> tuple[np.ndarray, str]:
     """Chooses the cells that no subset may touch.
 

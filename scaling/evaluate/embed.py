@@ -73,7 +73,7 @@ def embed_file(
     ids: np.ndarray,
     out: pathlib.Path,
     name: str,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float | None]:
     """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
 
     Of another store: an `.h5ad` with the cells' annotations and embeddings, without counts. Cells
@@ -88,7 +88,8 @@ def embed_file(
       name: of the embedding.
 
     Returns:
-      The embeddings, float32 [cells, D]; the share of the file's counts in the vocabulary.
+      The embeddings, float32 [cells, D]; the share of the file's counts in the vocabulary, None of
+      cells of ready tokens.
 
     Raises:
       ValueError: the copy exists, or the vocabulary covers too little of the file.
@@ -99,8 +100,10 @@ def embed_file(
     if not name or "/" in name:
         raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
 
-    covered = coverage.report(ids, coverage.gene_totals(source), vocabulary)
-    coverage.check(source, covered, vocabulary)
+    covered = {"counts_covered": None}
+    if not source.tokenised:
+        covered = coverage.report(ids, coverage.gene_totals(source), vocabulary)
+        coverage.check(source, covered, vocabulary)
     embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
     with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
         for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):

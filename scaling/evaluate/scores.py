@@ -53,7 +53,7 @@ class HeldOut:
 
     def __init__(self, corpus: Corpus, name: str, rows: np.ndarray, settings: EvaluateSettings):
         self.corpus, self.name, self.rows, self._settings = corpus, name, rows, settings
-        self.counts = corpus.counts(rows)
+        self.counts = corpus.counts(rows) if corpus.has_counts(rows) else None
         self.totals = corpus.obs["total"].to_numpy()[rows]
         self._obs = corpus.obs.iloc[rows].reset_index(drop=True)
         has_donors = (self._obs["donor"] != "").all() and self._obs["donor"].nunique() > 1
@@ -122,8 +122,10 @@ class HeldOut:
 
     def _batch_mixing(self, embedding_NxD) -> tuple[dict, int]:
         known = ((self._obs["cell_type"] != "") & (self._obs["batch"] != "")).to_numpy()
-        if known.sum() < batch_mixing.NEIGHBOURS:
-            note = f"{known.sum()} cells have a label and a batch, {batch_mixing.NEIGHBOURS} needed"
+        few = known.sum() < batch_mixing.NEIGHBOURS
+        if few or self.counts is None:
+            need = f"a label and a batch, {batch_mixing.NEIGHBOURS} needed" if few else "no counts"
+            note = f"{known.sum()} cells have {need}"
             names = (*batch_mixing.BIOLOGY, "avg_bio", *batch_mixing.BATCH, "average_batch_score")
             return dict.fromkeys(names, (None, note)), 0
         if self._before is None:  # 50 components of the expression itself, as PCR compares them
@@ -148,8 +150,12 @@ def baseline_rows(corpus: Corpus, rows: np.ndarray, held_out: list[HeldOut]) -> 
       held_out: data sets to score.
 
     Returns:
-      {"hvg": rows, "pca": rows}.
+      {"hvg": rows, "pca": rows}; without the data sets whose cells have no counts, and empty where
+      the training cells have none.
     """
+    if not corpus.has_counts(rows):
+        return {}
+    held_out = [data for data in held_out if data.counts is not None]
     counts, totals = corpus.counts(rows), corpus.obs["total"].to_numpy()[rows]
     hvg, pca = baselines.fit_hvg(counts, totals), baselines.fit_pca(counts, totals)
     return {

@@ -1,8 +1,6 @@
 """A corpus, a subset of its cells and a plan -> batches, each a pure function of its number."""
 
-import functools
 import hashlib
-import threading
 
 import grain
 import jax
@@ -11,14 +9,12 @@ import numpy as np
 from scaling.corpus.shards import Corpus, pad
 from scaling.pretrain.plan import Plan
 
-READ = 2048  # cells of one read at least: a call costs as much as some 100 cells
-
 
 class Batches(grain.sources.RandomAccessDataSource):
     """Batch number -> this host's part of it: tokens [B, L], cell [B], epoch [B].
 
     L is the least of the padded lengths that holds the longest cell of the global batch, so that
-    every host has the same. Shards are read many batches at a time.
+    every host has the same.
 
     Attributes of a batch:
       tokens: int32, rank tokens.
@@ -33,33 +29,19 @@ class Batches(grain.sources.RandomAccessDataSource):
         self._steps, self._padded = steps, padded
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
         self._lengths = corpus.obs["length"].to_numpy()[self._rows].clip(max=padded[-1])
-        # Two threads may stand in neighbouring blocks; each block is read by one of them.
-        self._lock, self._block = threading.Lock(), functools.lru_cache(maxsize=2)(self._read)
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        hosts = jax.process_count()
-        blocks = max(1, READ * hosts // self._plan.batch)
-        with self._lock:
-            block = self._block(step // blocks * blocks, blocks, jax.process_index(), hosts)
-        cells, chosen, epochs, length = block[step % blocks]
+        chosen, epochs = self._plan.at(step)
+        part = self._plan.batch // jax.process_count()
+        mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
         return {
-            "tokens": pad(cells, length),
-            "cell": self._cells[chosen],
-            "epoch": epochs.astype(np.int32),
+            "tokens": pad(self._corpus.cells(self._rows[chosen[mine]]), self._length(chosen)),
+            "cell": self._cells[chosen[mine]],
+            "epoch": epochs[mine].astype(np.int32),
         }
-
-    def _read(self, first: int, steps: int, host: int, hosts: int) -> list[tuple]:
-        """Of each batch of a block: the host's cells, their positions and epochs, and L."""
-        part = self._plan.batch // hosts
-        mine, batches = slice(host * part, (host + 1) * part), []
-        for step in range(first, min(first + steps, self._steps)):
-            chosen, epochs = self._plan.at(step)
-            batches.append((chosen[mine], epochs[mine], self._length(chosen)))
-        cells = self._corpus.cells(self._rows[np.concatenate([b[0] for b in batches])])
-        return [(cells[k * part : (k + 1) * part], *b) for k, b in enumerate(batches)]
 
     def _length(self, chosen: np.ndarray) -> int:
         return self._padded[np.searchsorted(self._padded, self._lengths[chosen].max())]

@@ -2,8 +2,9 @@
 
 anndata_store `.h5ad`, `.zarr`    loom `.loom`    tenx, mtx  10x `.h5`, `matrix.mtx` folders
 soma          SOMA experiments
+tokenised     Hugging Face `datasets` of ready tokens, which have no counts
 
-A module of a family has three functions:
+A module of a family of counts has three functions:
 recognises(path)          whether the path is one of its stores, by its name or its files
 tables(path, layer)       `contents.Contents`: annotations of cells and genes, names of matrices
 matrix(path, name, obs)   context of one matrix, open: with `.shape` (cells, genes) and read by
