@@ -55,7 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
     masking.rate = 0.15  # share of positions selected
     masking.mask_share = 0.8  # of those: replaced by <mask>
     masking.random_share = 0.1  # of those: replaced by a random gene; the rest stays
-    masking.draw_special = False  # random genes may be <pad> or <mask>, as in the original code
+    # random genes may be <pad> or <mask>, and V2's <cls> and <eos> are selected, as in the original
+    masking.draw_special = False
 
     config.objective = objective = ml_collections.ConfigDict()
     objective.name = "cab"  # mlm, cab, or cab_no_similarity

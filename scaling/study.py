@@ -179,7 +179,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
         common |= {"model": "untrained", "kind": "baseline", "subset_seed": None}
         return [{**common, "init_seed": job.seed, "tokens": 0, **row} for row in found]
     rows = loop.subset(corpus, run.train)
-    tokens = int(corpus.obs["length"].to_numpy()[rows].clip(max=length).sum())
+    tokens = int(corpus.lengths(rows).clip(max=length).sum())
     common |= {"tokens": tokens, "scheme": job.scheme, "spike": run.train.spike}
     common |= {"spike_share": run.train.spike_share}
     if job.model == "baselines":

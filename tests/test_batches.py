@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaling.corpus.shards import pad
 from scaling.pretrain.batches import Batches, cell_hashes, iterate
 from scaling.pretrain.plan import Plan
 
@@ -69,7 +70,8 @@ def corpus_of(lengths) -> types.SimpleNamespace:
     obs = pd.DataFrame({"cell_id": [f"cell:{k}" for k in range(len(lengths))], "length": lengths})
     tokens = [np.full(n, k + 2, np.uint16) for k, n in enumerate(lengths)]
     return types.SimpleNamespace(
-        obs=obs, folder="none", cells=mock.Mock(side_effect=lambda rows: [tokens[r] for r in rows])
+        obs=obs, folder="none", lengths=lambda rows: np.asarray(lengths)[rows],
+        tokens=lambda rows, length: pad([tokens[r] for r in rows], length),
     )
 
 

@@ -218,8 +218,10 @@ def test_a_folder_of_dictionaries_gives_its_tokens(tmp_path):
         scores = {5: (cell[0] + cell[3]) / cell.sum() * 10_000.0 / 2.0}
         scores[4] = cell[2] / cell.sum() * 10_000.0 / 0.5
         expected = sorted(scores, key=lambda token: (-scores[token], token))
-        assert corpus.tokens([row], 3)[0].tolist() == [*expected, 0]
-    assert len({tuple(corpus.tokens([row], 2)[0]) for row in range(20)}) == 2
+        assert corpus.tokens([row], 6)[0].tolist() == [2, *expected, 3, 0, 0]
+        assert corpus.tokens([row], 3)[0].tolist() == [2, expected[0], 3]
+    assert len({tuple(corpus.tokens([row], 3)[0]) for row in range(20)}) == 2
+    assert corpus.lengths(np.arange(20)).tolist() == [4] * 20
     assert corpus.vocabulary.special == ("<pad>", "<mask>", "<cls>", "<eos>")
     np.testing.assert_array_equal(
         corpus.counts([3, 0]).toarray()[:, 1], counts[[3, 0]][:, [0, 3]].sum(1))

@@ -273,6 +273,7 @@ def test_masks_of_a_vocabulary_with_more_special_tokens(tiny_corpus, tmp_path, m
     params = params_of(tmp_path / "run", corpus)
     masked_genes.score_model(params, SETTINGS.model, SETTINGS.masking, corpus, rows)
     frequency = masked_genes.token_frequency(corpus, rows, 128)
+    assert frequency[:4].sum() == 0 and frequency.sum() == (corpus.tokens(rows, 128) > 3).sum()
     masked_genes.score_floors(frequency, 128, SETTINGS.masking, corpus, rows)
     assert seen == [4, 4, 4, 4]
 

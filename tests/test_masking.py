@@ -119,6 +119,19 @@ def test_random_genes_come_after_all_tokens_that_are_none(tokens):
     assert cells.inputs_BxL[selected_of(cells)].min() == 0
 
 
+def test_what_stands_around_a_cell_is_selected_only_where_asked():
+    tokens = np.zeros((64, 40), np.int32)
+    tokens[:, 0], tokens[:, 1:21], tokens[:, 21] = 2, np.arange(4, 24), 3
+    keys = masking.draw_keys(0, jnp.zeros(64, jnp.int32), np.arange(64, dtype=np.uint32))
+    cells = jax.device_get(mask_cells(tokens, keys, V, BERT, 4))
+    assert cells.labels_BxM.max() < 24 and set(cells.labels_BxM.ravel()) == {-1, *range(4, 24)}
+    assert (cells.inputs_BxL[:, 0] == 2).all() and (cells.inputs_BxL[:, 21] == 3).all()
+    assert cells.known_BxV[:, [PAD, 2, 3]].all()
+    as_published = dataclasses.replace(BERT, draw_special=True)
+    cells = jax.device_get(mask_cells(tokens, keys, V, as_published, 4))
+    assert set(cells.labels_BxM.ravel()) == {-1, *range(2, 24)}
+
+
 def test_known_is_what_stands_unselected(tokens):
     cells = draw(tokens)
     selected = selected_of(cells)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.corpus import columns, dictionaries, pieces, readers
+from scaling.corpus import columns, dictionaries, pieces, readers, shards
 
 CELLS = 150
 # Genes that fit beside V2's <cls> and <eos>, which stand around a cell in the model's input.
@@ -95,6 +95,11 @@ def test_tokens_of_real_cells_are_geneformers_but_for_ties(real_data, dictionary
         cut = LENGTH[version]
         different = [a for a, b in zip(ours[:cut], theirs[:cut], strict=True) if a != b]
         assert all(score.count(score_of[token]) > 1 for token in different)
+        around, length = genes.around, cut + len(genes.around)
+        read = shards.pad([np.array(ours)], length, around)[0].tolist()
+        wrapped = [*around[:1], *ours[:cut], *around[1:]]
+        assert read == wrapped + [0] * (length - len(wrapped))
+    assert genes.around == ((2, 3) if version == "geneformer_v2" else ())
     if name == "mixology_5_lines":
         assert max(len(cell) for cell in cells) > LENGTH[version]
 

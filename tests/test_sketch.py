@@ -119,9 +119,8 @@ def test_a_corpus_that_grew_keeps_the_bins_where_the_reference_cells_stay(tiny_c
 class _Planted(Corpus):
     """1,000 cells of one set of genes and ten of another."""
 
-    def tokens(self, rows, length):
-        permuted = [np.random.default_rng(row).permutation(60) for row in rows]
-        return np.stack(permuted)[:, :length] + 2 + 60 * (np.asarray(rows) >= 1000)[:, None]
+    def cells(self, rows):
+        return [np.random.default_rng(r).permutation(60) + 2 + 60 * (r >= 1000) for r in rows]
 
 
 def test_a_sketch_reaches_the_few_cells_that_lie_apart():

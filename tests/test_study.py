@@ -209,8 +209,12 @@ def test_embedding_is_the_mean_of_real_positions_whatever_the_padding(done):
     tokens[0, :5] = [9, 4, 30, 2, 77]
     encoder = RankEncoder(settings.model, 302)
     states = encoder.apply({"params": params}, tokens[:, :5], method="encode")
-    found = embed.embed_tokens(params, settings.model, -2, [tokens])
+    found = embed.embed_tokens(params, settings.model, -2, [tokens], 2)
     np.testing.assert_allclose(found, jax.numpy.mean(states[-2], 1), rtol=1e-4, atol=1e-5)
+    # Under a vocabulary of ten special tokens the cell reads as <cls> 9, <eos> 4 and 2, two genes.
+    found = embed.embed_tokens(params, settings.model, -2, [tokens], 10)
+    genes = states[-2][:, np.array([2, 4])]
+    np.testing.assert_allclose(found, jax.numpy.mean(genes, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):

@@ -10,10 +10,9 @@ from tqdm import tqdm
 
 from scaling.corpus import identical, readers
 from scaling.corpus.shards import Corpus
-from scaling.corpus.tokens import MASK
+from scaling.corpus.tokens import END, MASK, START
 from scaling.corpus.vocabulary import Vocabulary
 
-START, END = "<cls>", "<eos>"
 LABELS = ("cell_id", "dataset", "split", "cell_type", "donor", "batch", "assay")
 ALIKE = 20  # cells that begin and end with the same tokens are no cells of genes alone
 
@@ -106,11 +105,10 @@ def write(corpus: Corpus, out: pathlib.Path, length: int | None = None) -> None:
     if out.exists() or not out.parent.is_dir():
         state = "exists" if out.exists() else "lies in a folder that does not exist"
         raise ValueError(f"{out} {state}; name another folder")
-    special = corpus.vocabulary.special
-    wrap = [special.index(token) for token in (START, END) if token in special]
-    if length is not None and length <= len(wrap):
+    around = corpus.vocabulary.around
+    if length is not None and length <= len(around):
         raise ValueError(f"a length of {length} leaves no gene; give more, or leave it out")
-    most = None if length is None else length - len(wrap)
+    most = None if length is None else length - len(around)
     text = dict.fromkeys(LABELS, datasets.Value("string"))
     whole = datasets.Value("int32")
     numbers = {"input_ids": datasets.List(whole), "length": whole}
@@ -118,8 +116,8 @@ def write(corpus: Corpus, out: pathlib.Path, length: int | None = None) -> None:
     def cells():
         labels = corpus.obs[list(LABELS)].astype(str).to_numpy()
         for row in tqdm(range(len(labels)), desc="writing", unit="cells", leave=False):
-            tokens = corpus.cells([row])[0][:most].astype(np.int32)
-            tokens = np.concatenate([wrap[:1], tokens, wrap[1:]]).astype(np.int32)
+            genes = corpus.cells([row])[0][:most]
+            tokens = np.concatenate([around[:1], genes, around[1:]]).astype(np.int32)
             known = dict(zip(LABELS, labels[row], strict=True))
             yield {"input_ids": tokens, "length": len(tokens), **known}
 

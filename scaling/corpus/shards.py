@@ -99,9 +99,13 @@ class Corpus:
         shard, start, end = self._places
         return [self._shards[shard[row]][start[row] : end[row]] for row in rows]
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens that a model reads of cells, int64: the genes and what stands around them."""
+        return self.obs["length"].to_numpy()[rows] + len(self.vocabulary.around)
+
     def tokens(self, rows: np.ndarray, length: int) -> np.ndarray:
-        """Rank tokens of cells, cut to the length and padded: int32 [len(rows), length]."""
-        return pad(self.cells(rows), length)
+        """What a model reads of cells, cut to the length and padded: int32 [len(rows), length]."""
+        return pad(self.cells(rows), length, self.vocabulary.around)
 
     def has_counts(self, rows: np.ndarray) -> bool:
         """Whether the cells' files have counts; those of ready tokens have not."""
@@ -143,11 +147,24 @@ class Corpus:
         return counts[np.argsort(np.concatenate(positions))]
 
 
-def pad(cells: list[np.ndarray], length: int) -> np.ndarray:
-    """Cells' tokens, uint16 [tokens] each, cut to the length and padded: int32 [cells, length]."""
+def pad(cells: list[np.ndarray], length: int, around: tuple[int, ...] = ()) -> np.ndarray:
+    """Cells of one length.
+
+    Args:
+      cells: gene tokens, uint16 [tokens] each.
+      length: to which they are cut and padded, `around` included.
+      around: tokens before and after the genes of each cell, or none.
+
+    Returns:
+      int32 [cells, length].
+    """
     tokens = np.zeros((len(cells), length), np.int32)
+    first, most = len(around[:1]), length - len(around)
     for row, cell in zip(tokens, cells, strict=True):
-        row[: len(cell)] = cell[:length]
+        end = first + min(len(cell), most)
+        row[first:end] = cell[:most]
+        if around:
+            row[0], row[end] = around
     return tokens
 
 

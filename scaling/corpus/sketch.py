@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from scaling.corpus import subsets
-from scaling.corpus.shards import Corpus
+from scaling.corpus.shards import Corpus, pad
 from scaling.corpus.vocabulary import Vocabulary
 
 RANKS = 2_048  # best ranks of a cell that count
@@ -42,7 +42,7 @@ def rank_weights(corpus: Corpus, rows: np.ndarray) -> sp.csr_matrix:
     Returns:
       int64 CSR [n, tokens of the vocabulary].
     """
-    tokens = corpus.tokens(rows, RANKS)
+    tokens = pad(corpus.cells(rows), RANKS)
     cell, rank = np.nonzero(tokens)
     weights = RANKS - rank
     lengths = np.sqrt(np.bincount(cell, weights**2, len(rows))).astype(np.int64)

@@ -2,3 +2,4 @@
 
 PAD, MASK = 0, 1
 SPECIAL = ("<pad>", "<mask>")
+START, END = "<cls>", "<eos>"  # stand around a cell where a vocabulary has both

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scaling.corpus.tokens import SPECIAL
+from scaling.corpus.tokens import END, SPECIAL, START
 
 TARGET_SUM = 10_000.0  # counts of a cell are scaled to this total
 ENSEMBL = re.compile(r"(ENS[A-Z]*G[R]?\d+)(\.\d+)?$")
@@ -55,6 +55,12 @@ class Vocabulary:
     def __len__(self) -> int:
         """Number of tokens: the genes and those that are none."""
         return len(self.genes) + len(self.special)
+
+    @functools.cached_property
+    def around(self) -> tuple[int, ...]:
+        """Tokens before and after a cell's genes: `<cls>`, `<eos>` (Geneformer V2), or none."""
+        whole = START in self.special and END in self.special
+        return (self.special.index(START), self.special.index(END)) if whole else ()
 
     @functools.cached_property
     def hash(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scaling.corpus import coverage, pieces, readers
-from scaling.corpus.shards import Corpus
+from scaling.corpus.shards import Corpus, pad
 from scaling.corpus.tokens import PAD
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.pretrain.model import ModelSettings, RankEncoder
@@ -21,25 +21,26 @@ from scaling.pretrain.model import ModelSettings, RankEncoder
 BATCH = 64
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layer"))
-def _embed(params: dict, tokens_BxL: jax.Array, model: ModelSettings, layer: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("model", "layer", "special"))
+def _embed(params: dict, tokens_BxL: jax.Array, model, layer: int, special: int) -> jax.Array:
     encoder = RankEncoder(model, len(params["bias"]))
     states = encoder.apply({"params": params}, tokens_BxL, method="encode")
-    real_BxL = tokens_BxL != PAD
+    real_BxL = tokens_BxL >= special
     total_BxD = jnp.where(real_BxL[..., None], states[layer], 0.0).sum(1)
     return total_BxD / jnp.maximum(real_BxL.sum(1), 1)[:, None]
 
 
 def embed_tokens(
-    params: dict, model: ModelSettings, layer: int, blocks: Iterable[np.ndarray]
+    params: dict, model: ModelSettings, layer: int, blocks: Iterable[np.ndarray], special: int
 ) -> np.ndarray:
-    """Embeds cells: the mean over non-padding positions of a layer's states (Geneformer).
+    """Embeds cells: the mean over the genes' positions of a layer's states (Geneformer).
 
     Args:
       params: of a RankEncoder.
       model: its settings.
       layer: -1 the last of N layers, -2 the one before it, ...; 0 the embedding.
       blocks: int32 rank tokens, [n, L] each.
+      special: tokens that are no genes; the first gene's token follows them.
 
     Returns:
       float32 [sum of n, D].
@@ -51,7 +52,7 @@ def embed_tokens(
         for start in range(0, len(block), BATCH):
             part = block[start : start + BATCH]
             full = np.pad(part, ((0, BATCH - len(part)), (0, 0)), constant_values=PAD)
-            out.append(np.asarray(_embed(params, full, model, layer))[: len(part)])
+            out.append(np.asarray(_embed(params, full, model, layer, special))[: len(part)])
     return np.concatenate(out)
 
 
@@ -61,7 +62,7 @@ def embed_corpus(
     """Embeddings of a corpus's cells, float32 [len(rows), D]."""
     starts = range(0, len(rows), readers.CHUNK_CELLS)
     blocks = (corpus.tokens(rows[s : s + readers.CHUNK_CELLS], model.length) for s in starts)
-    return embed_tokens(params, model, layer, blocks)
+    return embed_tokens(params, model, layer, blocks, len(corpus.vocabulary.special))
 
 
 def embed_file(
@@ -107,12 +108,11 @@ def embed_file(
     embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
     with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
         for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):
-            block = np.full((len(rows), model.length), PAD, np.int32)
-            for k, cell in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
-                block[k, : len(cell)] = cell[: model.length]
-            real = lengths > 0
+            cells = np.split(tokens, np.cumsum(lengths)[:-1])
+            block, real = pad(cells, model.length, vocabulary.around), lengths > 0
             if real.any():
-                embedding[rows[real]] = embed_tokens(params, model, layer, [block[real]])
+                blocks, special = [block[real]], len(vocabulary.special)
+                embedding[rows[real]] = embed_tokens(params, model, layer, blocks, special)
             bar.update(len(rows))
     partial = out.with_name(out.name + ".partial")
     try:

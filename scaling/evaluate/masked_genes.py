@@ -64,9 +64,10 @@ def score_floors(
 
 
 def token_frequency(corpus: Corpus, rows: np.ndarray, length: int) -> np.ndarray:
-    """Number of cells with each token among their first `length`, int64 [V]."""
+    """Number of cells with each gene among their first `length` tokens, int64 [V]."""
     tokens = corpus.tokens(rows, length)
-    return np.bincount(tokens[tokens > 0], minlength=len(corpus.vocabulary))
+    genes = tokens[tokens >= len(corpus.vocabulary.special)]
+    return np.bincount(genes, minlength=len(corpus.vocabulary))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mask", "special"))

@@ -6,7 +6,7 @@ import grain
 import jax
 import numpy as np
 
-from scaling.corpus.shards import Corpus, pad
+from scaling.corpus.shards import Corpus
 from scaling.pretrain.plan import Plan
 
 
@@ -28,7 +28,7 @@ class Batches(grain.sources.RandomAccessDataSource):
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
         self._steps, self._padded = steps, padded
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
-        self._lengths = corpus.obs["length"].to_numpy()[self._rows].clip(max=padded[-1])
+        self._lengths = corpus.lengths(self._rows).clip(max=padded[-1])
 
     def __len__(self) -> int:
         return self._steps
@@ -37,8 +37,9 @@ class Batches(grain.sources.RandomAccessDataSource):
         chosen, epochs = self._plan.at(step)
         part = self._plan.batch // jax.process_count()
         mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+        rows, length = self._rows[chosen[mine]], self._length(chosen)
         return {
-            "tokens": pad(self._corpus.cells(self._rows[chosen[mine]]), self._length(chosen)),
+            "tokens": self._corpus.tokens(rows, length),
             "cell": self._cells[chosen[mine]],
             "epoch": epochs[mine].astype(np.int32),
         }

@@ -58,7 +58,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         sizes = count_parameters(params)
         special = len(corpus.vocabulary.special)
         clock = _train(settings, special, source, state, held_out, sizes, steps, mesh, folder)
-    lengths = corpus.obs["length"].to_numpy()[rows].clip(max=settings.model.length)
+    lengths = corpus.lengths(rows).clip(max=settings.model.length)
     summary = {
         "hash": name,
         "steps": steps,
@@ -133,11 +133,10 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
 
 
 def _training_batches(corpus: Corpus, rows, settings: RunSettings, steps: int) -> batches.Batches:
-    train, lengths = settings.train, corpus.obs["length"].to_numpy()
+    train, pool = settings.train, corpus.obs["split"].to_numpy() == "pool"
     # Of the pool, not of the subset: runs of all sizes then share their programs.
-    pool = lengths[corpus.obs["split"].to_numpy() == "pool"]
-    padded = padded_lengths(pool, settings.model.length, train.buckets)
-    buckets = np.searchsorted(padded, lengths[rows].clip(max=padded[-1]))
+    padded = padded_lengths(corpus.lengths(pool), settings.model.length, train.buckets)
+    buckets = np.searchsorted(padded, corpus.lengths(rows).clip(max=padded[-1]))
     plan = Plan(len(rows), train.batch, train.init_seed, buckets.astype(np.uint16))
     return batches.Batches(corpus, rows, plan, steps, padded)
 

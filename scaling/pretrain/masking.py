@@ -19,7 +19,8 @@ class MaskingSettings:
       rate: share of the non-padding positions that are selected, each drawn by itself.
       mask_share: share of the selected positions that become `<mask>`.
       random_share: share of the selected positions that become a random gene; the rest stays.
-      draw_special: let the random gene be a token that is no gene too, as the original code does.
+      draw_special: let the random gene be a token that is no gene too, and select `<cls>` and
+        `<eos>`, as the original code does.
     """
 
     rate: float
@@ -104,7 +105,7 @@ def _mask_cell(slots: int, first: int, vocabulary: int, settings: MaskingSetting
     length = len(tokens_L)
     select, treat, draw = jax.random.split(key, 3)
     uniform_L = jax.random.uniform(select, (length,))
-    chosen_L = (uniform_L < settings.rate) & (tokens_L != PAD)
+    chosen_L = (uniform_L < settings.rate) & (tokens_L != PAD) & (tokens_L >= first)
     # The smallest draws of the selected positions are a random choice among them.
     lowest, position_M = jax.lax.top_k(jnp.where(chosen_L, -uniform_L, -2.0), slots)
     position_M = jnp.sort(jnp.where(lowest > -2.0, position_M, length))
