@@ -285,6 +285,21 @@ def test_identical_counts_across_the_split_are_kept_from_subsets(tmp_path):
     assert not set(chosen) & set(duplicates) and chosen.str.startswith("p:").all()
 
 
+@pytest.mark.parametrize("table", ["gene_names", "vocabulary"])
+def test_a_table_that_changed_makes_another_corpus(tmp_path, many, table):
+    genes = tuple(f"g{k}" for k in range(30, 40))
+    Vocabulary(genes, np.ones(10)).save(tmp_path / "vocabulary")
+    lines = ["gene_name,ensembl_id", *(f"{gene},{gene}" for gene in genes)]
+    (tmp_path / "gene_names").write_text("\n".join(lines))
+    given = {"h5ad": many[0], table: str(tmp_path / table)}
+    _build(tmp_path / "c", **given)
+    _build(tmp_path / "c", **given)
+    with open(tmp_path / table, "a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match="built with other inputs"):
+        _build(tmp_path / "c", **given)
+
+
 def test_the_same_settings_open_it_again_and_others_are_refused(tmp_path, many):
     first = _build(tmp_path / "c", h5ad=many[0])
     stamp = (first.folder / "manifest.json").stat()

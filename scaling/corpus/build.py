@@ -92,10 +92,9 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     if both := set(pool_files) & set(readers.expand(settings.score_on)):
         path = min(both, key=str)
         raise ValueError(f"{path} is in data.h5ad and in data.score_on; take it out of one")
-    stamp = {
-        "settings": settings.content(),
-        "inputs": [readers.stamp(path) for path in files],
-    }
+    tables = [pathlib.Path(path) for path in (settings.gene_names, settings.vocabulary) if path]
+    inputs = [*files, *(path for path in tables if path.exists())]
+    stamp = {"settings": settings.content(), "inputs": [readers.stamp(path) for path in inputs]}
     if out.exists():
         return _reopen(out, stamp)
     with _alone(out, stamp) as partial:
