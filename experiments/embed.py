@@ -17,9 +17,9 @@ H5AD = flags.DEFINE_string("h5ad", None, "cells to embed, raw counts", required=
 OUT = flags.DEFINE_string("out", None, "the copy to write", required=True)
 NAME = flags.DEFINE_string("name", "scaling", "embeddings go to .obsm['X_<name>']")
 LAYER = flags.DEFINE_integer("layer", -2, "layer whose states are averaged; -2: before the last")
-GENE_NAMES = flags.DEFINE_string("gene_names", "", "CSV with gene_name, ensembl_id, for symbols")
-GENE_COLUMN = flags.DEFINE_string("gene_column", "", "column of .var with ids; '' is the index")
-COUNTS = flags.DEFINE_string("counts", "", "layer with raw counts; '' looks in .X, then .raw.X")
+GENE_NAMES = flags.DEFINE_string("data.gene_names", "", "CSV: gene_name, ensembl_id; for symbols")
+GENE_COLUMN = flags.DEFINE_string("data.gene_column", "", "column of .var with ids; or the index")
+COUNTS = flags.DEFINE_string("data.layer", "", "layer with raw counts; '' looks in .X, then .raw.X")
 
 
 def main() -> str:
