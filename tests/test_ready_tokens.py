@@ -10,6 +10,7 @@ from test_build import SETTINGS, _counts, _write
 from scaling.corpus import build, pieces, readers, ready_tokens, subsets
 from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
+from scaling.evaluate import scores
 
 datasets = pytest.importorskip("datasets", reason="pip install 'scaling[datasets]'")
 
@@ -194,6 +195,32 @@ def test_tokens_and_counts_meet_in_one_corpus(tmp_path):
     assert corpus.has_counts(counted) and not corpus.has_counts(np.arange(len(corpus.obs)))
     mine = corpus.counts(counted).toarray()
     np.testing.assert_array_equal(mine, alone.counts(np.arange(len(alone.obs))).toarray())
+
+
+def test_a_table_of_symbols_is_for_files_with_genes_alone(tmp_path):
+    h5ad = _write(tmp_path / "c.h5ad", _counts())
+    (tmp_path / "t.csv").write_text("gene_name,ensembl_id\n" + "".join(f"{g},{g}\n" for g in GENES))
+    path = f"{_saved(tmp_path / 'set', _cells())},{h5ad}"
+    changes = {"gene_column": "symbol", "gene_names": str(tmp_path / "t.csv")}
+    corpus = _built(path, tmp_path, **changes)
+    assert corpus.obs["dataset"].value_counts()["set"] == 30
+
+
+def test_scores_that_need_counts_are_left_out(tmp_path):
+    cells = _cells(cells=120)
+    kinds = {"kind": [f"t{k % 2}" for k in range(120)], "lane": [f"b{k % 3}" for k in range(120)]}
+    path = _saved(tmp_path / "set", cells, **kinds)
+    corpus = _built(path, tmp_path, cell_type="kind", batch="lane", held_out=0.8)
+    settings = scores.EvaluateSettings(-2, 100, (), 0)
+    sets = scores.held_out_sets(corpus, settings)
+    held_out = [scores.HeldOut(corpus, name, rows, settings) for name, rows in sets.items()]
+    pool = np.flatnonzero(corpus.obs["split"] == "pool")
+    assert scores.baseline_rows(corpus, pool, held_out) == {}
+    known = np.random.default_rng(0).normal(size=(len(held_out[0].rows), 4))
+    rows = held_out[0].embedding_rows(known)
+    mixing = [row for row in rows if row["task"] == "batch_mixing"]
+    assert {row["value"] for row in mixing} == {None} and "have no counts" in mixing[0]["note"]
+    assert all(row["value"] is not None for row in rows if row["task"] == "cell_types")
 
 
 def test_embedding_reads_the_same_tokens(tmp_path):
