@@ -3,20 +3,17 @@
 With a group and a case as arguments, prints the memory of that case alone.
 """
 
-import dataclasses
 import json
 import pathlib
-import platform
 import sys
 
-import jax
 from absl import app, flags
 
 from configs import default
 from kernels.cab import bench, shapes
 from scaling.corpus import bench_report
 from scaling.corpus.bench import Cells
-from scaling.pretrain import feeding
+from scaling.pretrain.bench import corpora as of_corpora
 from scaling.pretrain.bench import one_cell, steps
 from scaling.settings import Settings
 
@@ -43,17 +40,13 @@ def main(arguments: list[str]) -> None:
         return
     path = pathlib.Path(OUT.value)
     cells = Cells(path.with_suffix(".cells"), H5AD.value, CORPUS_CELLS.value, settings.data)
-    batch, masks = run.train.batch, dataclasses.asdict(run.masking)
-    sizes = [int(size) for size in MEMORY_CELLS.value]
-    corpora = feeding.corpora(cells, batch, masks, ROUNDS.value, sizes)
+    corpora = of_corpora(cells, run, ROUNDS.value, [int(size) for size in MEMORY_CELLS.value])
     titles = [title for title in (*groups, *corpora) if ONLY.value in title]
     if not titles:
         raise app.UsageError(f"no title holds {ONLY.value!r}; there are {[*groups, *corpora]}")
     alone = [sys.executable, "-m", "experiments.bench", f"--cells={count}"]
     record = {
-        "machine": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}",
-        "jax": jax.__version__,
-        "python": platform.python_version(),
+        **bench.machine(),
         "groups": bench.measure({t: groups[t] for t in groups if t in titles}, ROUNDS.value, alone),
         "corpora": {t: corpora[t]() for t in corpora if t in titles},
     }

@@ -50,9 +50,9 @@ class Cells:
     @functools.cached_property
     def corpus(self) -> pathlib.Path:
         """A corpus of them, whose vocabulary all others are given."""
-        fields, out = self.fields(), self.folder / f"corpus-{self.count}"
+        out = self.folder / f"corpus-{self.count}"
         if not out.exists():
-            alone.run(built, fields, str(out))
+            alone.run(built, self.fields(), str(out))
         return out
 
     @functools.cached_property
@@ -60,7 +60,9 @@ class Cells:
         """A Hugging Face data set of them; needs `datasets`."""
         out = self.folder / f"dataset-{self.count}"
         if not out.exists():
-            alone.run(plain.tokenise, *self.arguments(out))
+            turn = self.turn()
+            alone.run(plain.tokenise, *self.arguments(turn))
+            turn.rename(out)
         return out
 
     def of_size(self, count: int) -> pathlib.Path:
@@ -86,6 +88,13 @@ class Cells:
         """Of `plain.tokenise`."""
         vocabulary = self.corpus / "vocabulary.json"
         return str(self.path), str(vocabulary), str(out), LENGTH, PROCESSES
+
+    def turn(self) -> pathlib.Path:
+        """Where the next output goes; the last one, and what a killed build left, are removed."""
+        out = self.folder / "turn"
+        for left in (out, out.with_name("turn.partial")):
+            shutil.rmtree(left, ignore_errors=True)
+        return out
 
     def clear(self) -> None:
         """Removes all files."""
@@ -152,14 +161,12 @@ def building(cells: Cells, rounds: int) -> dict:
     if left_out := missing("datasets"):
         return left_out
     given = cells.fields(vocabulary=str(cells.corpus / "vocabulary.json"))
-    out, taken, stages = cells.folder / "turn", {"ours": [], "with vocabulary": [], "plain": []}, []
+    taken, stages = {"ours": [], "with vocabulary": [], "plain": []}, []
     for _ in tqdm(range(rounds), desc="building", unit="round", leave=False):
         for way, fields in (("ours", given), ("with vocabulary", cells.fields())):
-            taken[way].append(alone.run(built, fields, str(out)))
-            shutil.rmtree(out)
-        stages.append(alone.run(plain.tokenise, *cells.arguments(out)))
+            taken[way].append(alone.run(built, fields, str(cells.turn())))
+        stages.append(alone.run(plain.tokenise, *cells.arguments(cells.turn())))
         taken["plain"].append(sum(stages[-1].values()))
-        shutil.rmtree(out)
     best = min(stages, key=lambda of: sum(of.values()))
     more = {"stages of plain": best, "file_bytes": cells.path.stat().st_size}
     return row("build", "cells/s", cells.count, taken, workers=given["workers"], **more)
@@ -178,11 +185,10 @@ def memory(cells: Cells, sizes: list[int]) -> dict:
     """Peak memory of whole builds of rising size, by one process and by two workers."""
     found = []
     for count in tqdm(sizes, desc="memory", unit="size", leave=False):
-        path, out = cells.of_size(count), cells.folder / "turn"
+        path = cells.of_size(count)
         for workers in (1, 2):
             fields = cells.fields(path, workers=workers)
-            seconds, peak = alone.run_watched(built, fields, str(out))
-            shutil.rmtree(out)
+            seconds, peak = alone.run_watched(built, fields, str(cells.turn()))
             found.append({"cells": count, "workers": workers, "seconds": seconds, **peak})
         if count != cells.count:
             path.unlink()

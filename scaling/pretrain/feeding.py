@@ -7,18 +7,20 @@ Hugging Face data set, worker processes of torch pad them to the batch's longest
 import functools
 import pathlib
 import time
-from collections.abc import Callable
 
 import numpy as np
 
-from scaling.corpus import alone, bench
 from scaling.corpus.tokens import MASK, PAD
-from scaling.corpus.vocabulary import Vocabulary
 
-BUCKETS = 32  # lengths to pad to, at most: the README's advice for cells of unlike lengths
 
 def seconds(
-    corpus: str, batch: int, steps: int, buckets: int, masks: dict | None, passes: int
+    corpus: str,
+    length: int,
+    buckets: int,
+    batch: int,
+    steps: int,
+    masks: dict | None,
+    passes: int,
 ) -> list[float]:
     """Seconds of each pass over a corpus, batches being made as for a training run.
 
@@ -27,9 +29,10 @@ def seconds(
 
     Args:
       corpus: its folder.
+      length: tokens that cells are cut to.
+      buckets: lengths to pad to, at most.
       batch: cells of a batch.
       steps: batches of a pass.
-      buckets: lengths to pad to, at most.
       masks: the fields of `MaskingSettings`; None hands the batches over as the host makes them.
       passes: that are timed.
     """
@@ -41,7 +44,7 @@ def seconds(
 
     opened = Corpus.open(pathlib.Path(corpus))
     lengths, genes = opened.obs["length"].to_numpy(), opened.vocabulary
-    padded = padded_lengths(lengths, bench.LENGTH, buckets)
+    padded = padded_lengths(lengths, length, buckets)
     of_cell = np.searchsorted(padded, lengths.clip(max=padded[-1])).astype(np.uint16)
     plan, total = Plan(len(lengths), batch, 0, of_cell), steps * (passes + 1)
     source = batches.Batches(opened, np.arange(len(lengths)), plan, total, padded)
@@ -56,8 +59,8 @@ def seconds(
     def hand_over(fed: dict):
         return fed if masks is None else masked(sharding.shard_batch(fed, mesh))
 
-    for length in padded:
-        hand_over({**source[0], "tokens": np.zeros((batch, length), np.int32)})
+    for one in padded:
+        hand_over({**source[0], "tokens": np.zeros((batch, one), np.int32)})
     iterator = batches.iterate(source)
     for _ in range(passes + 1):
         start = time.perf_counter()
@@ -112,40 +115,3 @@ def _collate(vocabulary: int, masks: dict, cells: list[dict]) -> dict:
     inputs[hidden] = MASK
     inputs[drawn] = torch.randint(vocabulary, inputs.shape)[drawn]
     return {"input_ids": inputs, "attention_mask": real.long(), "labels": labels}
-
-
-def corpora(
-    cells: bench.Cells, batch: int, masks: dict, rounds: int, sizes: list[int]
-) -> dict[str, Callable[[], dict]]:
-    """All that is measured of corpora, by title; each is measured when it is called."""
-    return {
-        "corpus: ranking": lambda: bench.ranking(cells, rounds),
-        "corpus: building": lambda: bench.building(cells, rounds),
-        "corpus: feeding": lambda: feeding(cells, batch, masks, rounds),
-        "corpus: memory": lambda: bench.memory(cells, sizes),
-    }
-
-
-def feeding(cells: bench.Cells, batch: int, masks: dict, rounds: int) -> dict:
-    """Masked batches of the same cells from our corpus and from the plain data set.
-
-    "unmasked" are our batches before they are masked, which is the host's part of the work.
-
-    Args:
-      cells: the files.
-      batch: cells of a batch.
-      masks: the fields of `MaskingSettings`.
-      rounds: passes over all cells that are timed.
-    """
-    if left_out := bench.missing("datasets", "torch"):
-        return left_out
-    vocabulary = Vocabulary.load(cells.corpus / "vocabulary.json")
-    steps = cells.count // batch
-    ours = str(cells.corpus), batch, steps, BUCKETS
-    plainly = str(cells.dataset), batch, bench.PROCESSES, len(vocabulary)
-    taken = {
-        "ours": alone.run(seconds, *ours, masks, rounds),
-        "plain": alone.run(plain_seconds, *plainly, masks, rounds),
-        "unmasked": alone.run(seconds, *ours, None, rounds),
-    }
-    return bench.row("feeding", "cells/s", steps * batch, taken, batch=batch, buckets=BUCKETS)
