@@ -205,6 +205,7 @@ def test_the_plain_collator_pads_to_the_longest_and_masks_as_bert():
     assert inputs.shape == tokens.shape
     np.testing.assert_array_equal(fed["attention_mask"].numpy(), tokens > 0)
     chosen = labels != -100
+    assert (tokens[chosen] > 0).all()
     np.testing.assert_array_equal(labels[chosen], tokens[chosen])
     np.testing.assert_array_equal(inputs[~chosen], tokens[~chosen])
     share = [np.mean(x) for x in (chosen[tokens > 0], (inputs == 1)[chosen])]
@@ -241,6 +242,29 @@ def test_what_a_killed_run_left_is_no_head_start(tiny_corpus, tmp_path):
     for name in ("turn", "turn.partial"):
         (tmp_path / name).mkdir()
     assert not cells.turn().exists() and not list(tmp_path.iterdir())
+
+
+def test_memory_goes_on_after_what_was_found_and_removes_large_files(
+    tiny_corpus, tmp_path, monkeypatch
+):
+    cells, watched = _cells(tmp_path, tiny_corpus, 250), []
+
+    def watch(function, fields, out):
+        if len(watched) == 3:
+            raise KeyboardInterrupt
+        assert readers.open_source(fields["h5ad"]).obs.shape[0] in (250, 300)
+        watched.append((fields["h5ad"], fields["workers"]))
+        return 1.0, {"all": len(watched), "largest": 1, "processes": 1}
+
+    monkeypatch.setattr(alone, "run_watched", watch)
+    with pytest.raises(KeyboardInterrupt):
+        corpus_bench.memory(cells, [250, 300])
+    watched.pop()
+    sizes = corpus_bench.memory(cells, [250, 300])["sizes"]
+    assert [(s["cells"], s["workers"], s["all"]) for s in sizes] == [
+        (250, 1, 1), (250, 2, 2), (300, 1, 3), (300, 2, 3)
+    ]
+    assert [path.name for path in tmp_path.glob("*.h5ad")] == ["cells-250.h5ad"]
 
 
 def test_ratios_are_of_the_least_times():

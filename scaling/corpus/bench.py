@@ -6,6 +6,7 @@ What is compared runs in the same minutes, in fresh processes that take turns; o
 import dataclasses
 import functools
 import importlib.util
+import json
 import pathlib
 import shutil
 import statistics
@@ -182,14 +183,23 @@ def built(fields: dict, out: str) -> float:
 
 
 def memory(cells: Cells, sizes: list[int]) -> dict:
-    """Peak memory of whole builds of rising size, by one process and by two workers."""
-    found = []
+    """Peak memory of whole builds of rising size, by one process and by two workers.
+
+    What is found is kept in the folder, so that a run that was killed goes on after it.
+    """
+    found, kept = [], cells.folder / "memory.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())
+    done = {(size["cells"], size["workers"]) for size in found}
     for count in tqdm(sizes, desc="memory", unit="size", leave=False):
-        path = cells.of_size(count)
         for workers in (1, 2):
+            if (count, workers) in done:
+                continue
+            path = cells.of_size(count)
             fields = cells.fields(path, workers=workers)
             seconds, peak = alone.run_watched(built, fields, str(cells.turn()))
             found.append({"cells": count, "workers": workers, "seconds": seconds, **peak})
-        if count != cells.count:
-            path.unlink()
+            kept.write_text(json.dumps(found))
+            if count != cells.count and workers == 2:
+                path.unlink()
     return {"unit": "bytes", "goal": GOALS["memory"], "sizes": found}
