@@ -23,11 +23,11 @@ def table(
     """
     frames = []
     for source, kept in zip(sources, rows, strict=True):
-        obs = source.obs.iloc[kept]
-        frame = pd.DataFrame({"row": kept, "dataset": source.name})
-        frame["cell_id"] = [f"{source.name}:{name}" for name in obs.index]
-        for name in COLUMNS:
-            frame[name] = _text(obs[columns[name]]) if columns[name] in obs else ""
+        obs, name = source.obs.iloc[kept], source.name
+        frame = pd.DataFrame({"row": kept, "dataset": name})
+        frame["cell_id"] = [f"{name}:{cell}" for cell in obs.index]
+        for column in COLUMNS:
+            frame[column] = _text(obs[columns[column]]) if columns[column] in obs else ""
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 

@@ -12,6 +12,7 @@ import pathlib
 import uuid
 from collections.abc import Iterator
 
+import numba
 import numpy as np
 import scipy.sparse as sp
 
@@ -72,9 +73,14 @@ class Work:
     vocabulary: Vocabulary | None
 
     @functools.cached_property
-    def of_file(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the columns' genes among the file's own, and the hashes of these."""
+    def of_file(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """Places of the columns' genes among the file's own, and the hashes of these.
+
+        Without places the hashes are the columns', as no gene has two.
+        """
         own = sorted({i for i in self.ids if i is not None})
+        if len(own) == sum(i is not None for i in self.ids):
+            return None, identical.gene_hashes(self.ids)
         return positions(self.ids, own), identical.gene_hashes(own)
 
     @functools.cached_property
@@ -111,7 +117,7 @@ def _read_counts(piece: Piece, work: Work, shard: "_Shard | None") -> dict[str, 
         if work.scan:
             of_columns += np.bincount(counts.indices, counts.data, len(work.ids))
             places, hashes = work.of_file
-            own = select(counts, places, len(hashes))
+            own = counts if places is None else select(counts, places, len(hashes))
             prints.append(identical.fingerprints(own, hashes))
         if sketch is not None:
             pool = np.flatnonzero(piece.pool[done : done + len(rows)])
@@ -213,10 +219,25 @@ def positions(ids: np.ndarray, genes) -> np.ndarray:
 
 def select(counts: sp.csr_matrix, places: np.ndarray, genes: int) -> sp.csr_matrix:
     """Counts [n, columns] -> [n, genes], columns of one gene summed, genes in any order."""
-    place = places[counts.indices]
-    kept = place >= 0
-    ends = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
-    chosen = sp.csr_matrix((counts.data[kept], place[kept], ends), (counts.shape[0], genes))
+    chosen = sp.csr_matrix((counts.shape[0], genes))
+    arrays = counts.indptr, counts.indices, counts.data, places
+    chosen.data, chosen.indices, chosen.indptr = _select(*arrays)
     if np.bincount(places[places >= 0], minlength=1).max() > 1:
         chosen.sum_duplicates()
     return chosen
+
+
+@numba.njit(cache=True, nogil=True)
+def _select(indptr, indices, data, places):
+    """The entries whose columns have a place, and that place: data, indices, indptr."""
+    kept, ends = 0, np.zeros(len(indptr), np.int64)
+    for cell in range(len(indptr) - 1):
+        for k in range(indptr[cell], indptr[cell + 1]):
+            kept += places[indices[k]] >= 0
+        ends[cell + 1] = kept
+    place, value, at = np.empty(kept, np.int32), np.empty(kept, np.float64), 0
+    for k in range(indptr[0], indptr[-1]):
+        if places[indices[k]] >= 0:
+            place[at], value[at] = places[indices[k]], data[k]
+            at += 1
+    return value, place, ends

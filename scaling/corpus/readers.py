@@ -280,12 +280,19 @@ def untidy(indptr, indices, data, genes):
 
 def _fault(counts: sp.csr_matrix) -> tuple[int, int, float] | None:
     """(row, column, value) of the first entry that is no raw count, or None."""
-    bad = ~((counts.data >= 0) & (counts.data == np.floor(counts.data)) & (counts.data < 2**31))
-    if not bad.any():
+    at = _first_fault(counts.data)
+    if at < 0:
         return None
-    at = int(np.argmax(bad))
     row = int(np.searchsorted(counts.indptr, at, side="right")) - 1
     return row, int(counts.indices[at]), float(counts.data[at])
+
+
+@numba.njit(cache=True, nogil=True)
+def _first_fault(data):
+    for k in range(len(data)):
+        if not (data[k] >= 0 and data[k] == np.floor(data[k]) and data[k] < 2**31):
+            return k
+    return -1
 
 
 def _refusal(source: Source, fault: tuple[int, int, float], start: int) -> str:

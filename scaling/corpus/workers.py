@@ -64,6 +64,8 @@ def _client(workers: int, scheduler: str) -> Iterator[Client]:
         with client:
             yield client
         return
-    options = {"threads_per_worker": 1, "dashboard_address": ":0"}
-    with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
+    # Threads: what takes time is compiled and holds no lock of the interpreter, and processes would
+    # each start anew and hold a histogram of their own libraries' size more.
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": workers}
+    with LocalCluster(**options, dashboard_address=":0") as cluster, Client(cluster) as client:
         yield client
