@@ -24,14 +24,14 @@ def truncated(rng, path, kind):
     file = _any_file(rng, path)
     content = file.read_bytes()
     file.write_bytes(content[: rng.integers(len(content))])
-    return "may" if kind[0] == "fuzzed.zarr" else "must"
+    return "must" if path.is_file() or kind[2] == "mtx" else "may"
 
 
 def end_cut(rng, path, kind):
     file = _any_file(rng, path)
     content = file.read_bytes()
     file.write_bytes(content[: -rng.integers(1, min(len(content), 9))])
-    return "may" if kind[0] == "fuzzed.zarr" else "must"
+    return "must" if path.is_file() or kind[2] == "mtx" else "may"
 
 
 def something_else(rng, path, kind):
@@ -40,7 +40,7 @@ def something_else(rng, path, kind):
     contents = [b"", b"<!DOCTYPE html><html>\n404\n</html>\n", rng.bytes(5000), b"\0" * 5000]
     contents += [gzip.compress(content)]
     other.write_bytes(contents[rng.integers(len(contents))])
-    return "may" if kind[0] == "fuzzed.zarr" else "must"
+    return "must" if path.is_file() or kind[2] == "mtx" else "may"
 
 
 def another_store(rng, path, kind):
@@ -72,7 +72,7 @@ def a_hole_of_zeros(rng, path, kind):
 
 
 def a_part_removed(rng, path, kind):
-    if kind[2] == "mtx" or kind[0] == "fuzzed.zarr" and rng.random() < 0.5:
+    if path.is_dir() and (path.suffix != ".zarr" or rng.random() < 0.5):
         _any_file(rng, path).unlink()
         return "may" if kind[2] != "mtx" else "must"
     with opened(path) as root:
@@ -204,3 +204,4 @@ DAMAGES = (
 WILD = (bytes_changed, bytes_changed, a_hole_of_zeros, a_part_removed, truncated)
 
 
+SOMA = (truncated, end_cut, something_else, a_part_removed)

@@ -27,6 +27,8 @@ KINDS = (
     ("fuzzed.zarr", "X", "csr"), ("fuzzed.zarr", "X", "csc"), ("fuzzed.zarr", "X", "dense"),
 )  # fmt: skip
 
+SOMA = ("fuzzed", "ms/RNA/X/raw", "soma")  # slow to write, so not among the others
+
 
 def typed(kind) -> bool:
     """Whether the store tells types of features, by which others than genes are left out."""
@@ -42,6 +44,8 @@ def write_store(rng, path: pathlib.Path, kind, cells: Cells) -> None:
     cells.stored = cells.stored or str(rng.choice(_types(cells, kind)))
     if kind[2] == "mtx":
         _mtx(rng, path, kind, cells)
+    elif kind[2] == "soma":
+        _soma(path, cells)
     elif kind[0] == "fuzzed.loom":
         _loom(path, cells)
     else:
@@ -126,6 +130,16 @@ def _loom(path, cells) -> None:
                 labels = np.array(["" if pd.isna(v) else str(v) for v in labels], object)
                 labels = labels.astype(texts)
             file["col_attrs/cell_type"] = labels
+
+
+def _soma(path, cells) -> None:
+    # The index must be unique: names stand beside it.
+    obs = pd.DataFrame({"obs_id": cells.names}, [f"i{k}" for k in range(len(cells.names))])
+    var = pd.DataFrame({"var_id": cells.genes}, [f"i{k}" for k in range(len(cells.genes))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        data = anndata.AnnData(sp.csr_matrix(_values(cells.counts, cells.stored)), obs, var)
+        write.soma(path, data, obs_id_name="row", var_id_name="column")
 
 
 def _mtx(rng, path, kind, cells) -> None:

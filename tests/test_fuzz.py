@@ -21,7 +21,7 @@ from scaling.corpus import build, inspect, readers, shards
 from scaling.corpus.stores import by_cell, loom, mtx
 from scaling.corpus.vocabulary import Vocabulary
 
-BATCH, BATCHES, WILD_BATCHES, WILD_SEED = 20, 21, 8, 10_000
+BATCH, BATCHES, WILD_BATCHES, WILD_SEED, SOMA_SEED = 20, 21, 8, 10_000, 20_000
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def cut_small(monkeypatch) -> None:
 def check(seed: int, folder: pathlib.Path) -> str:
     """Writes the file of a seed and builds its corpus: "built" as it should be, or "refused"."""
     rng = np.random.default_rng(seed)
-    kind = odd_files.KINDS[seed % len(odd_files.KINDS)]
+    kind = odd_files.KINDS[seed % len(odd_files.KINDS)] if seed < SOMA_SEED else odd_files.SOMA
     cells = odd_cells.draw(rng)
     odd = rng.choice(len(odd_cells.ODDITIES), rng.integers(1, 5), replace=False)
     did = [odd_cells.ODDITIES[k] for k in odd]
@@ -50,7 +50,9 @@ def check(seed: int, folder: pathlib.Path) -> str:
         change(rng, cells)
     medians = odd_cells.draw_vocabulary(rng, cells)
     hits = ()
-    if seed >= WILD_SEED:
+    if seed >= SOMA_SEED:
+        hits = [(), damages.SOMA][seed % 2]
+    elif seed >= WILD_SEED:
         hits = damages.WILD
     elif rng.random() < 0.3:
         did.append(odd_cells.FAULTS[rng.integers(len(odd_cells.FAULTS))])
@@ -133,6 +135,12 @@ def test_bytes_that_changed(tmp_path, batch):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-6000:]
     print(done.stdout)
+
+
+@pytest.mark.slow
+def test_soma_experiments(tmp_path):
+    found = check_all(range(SOMA_SEED, SOMA_SEED + BATCH), tmp_path)
+    assert min(found["built"], found["refused"]) > 2
 
 
 def _write_two(folder) -> dict:
