@@ -46,10 +46,7 @@ def something_else(rng, path, kind):
 def another_store(rng, path, kind):
     if path.is_dir():
         return ""
-    if path.suffix == ".h5ad":
-        write.h5(path, write.cells(np.ones((9, 5))))
-    else:
-        write.h5ad(path, write.cells(np.ones((9, 5))))
+    (write.h5 if path.suffix == ".h5ad" else write.h5ad)(path, write.cells(rng.poisson(9, (9, 5))))
     return "must"
 
 
