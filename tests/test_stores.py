@@ -361,7 +361,7 @@ def test_shapes_that_do_not_fit(tmp_path):
     write.h5(tmp_path / "t.h5", DATA)
     with h5py.File(tmp_path / "t.h5", "r+") as file:
         file["matrix/shape"][1] = CELLS + 1
-    with pytest.raises(ValueError, match=rf"t\.h5: not a readable 10x .* \[{GENES}, {CELLS + 1}\]"):
+    with pytest.raises(ValueError, match=rf"t\.h5: not a readable 10x .* for {CELLS + 1} rows"):
         readers.open_source(tmp_path / "t.h5")
     write.h5(tmp_path / "i.h5", DATA)
     with h5py.File(tmp_path / "i.h5", "r+") as file:

@@ -130,7 +130,7 @@ STORES = {
 
 
 def _bytes(texts) -> np.ndarray:
-    return np.array(list(texts), "S")
+    return np.array([str(text).encode() for text in texts], "S")
 
 
 def _symbols(data) -> np.ndarray:

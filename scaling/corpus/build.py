@@ -100,6 +100,7 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     with _alone(out, stamp) as partial:
         try:
             _build(settings, files, set(pool_files), stamp, partial)
+            _check_unchanged(stamp["inputs"], files)
         except ValueError:
             shutil.rmtree(partial)
             raise
@@ -118,6 +119,12 @@ def _reopen(out: pathlib.Path, stamp: dict) -> shards.Corpus:
                 "give another --workdir or remove the folder"
             )
     return corpus
+
+
+def _check_unchanged(before: list[list], files) -> None:
+    for path, stamp in zip(files, before, strict=True):
+        if readers.stamp(path) != stamp:
+            raise ValueError(f"{path} has changed while it was read; build again, from whole files")
 
 
 @contextlib.contextmanager

@@ -106,11 +106,17 @@ def stamp(path: Address) -> list:
     """State of a store, to tell later whether it has changed: [path, bytes, newest change in ns].
 
     Of a folder over all of its files; a remote store is stamped by its address alone.
+
+    Raises:
+      ValueError: it is gone, or a link to nothing.
     """
     if remote(path):
         return [path, 0, 0]
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    stats = [file.stat() for file in files]
+    try:
+        stats = [file.stat() for file in files]
+    except OSError as error:
+        raise ValueError(f"{path}: no file ({error}); give one that is there and stays") from error
     size, changed = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
     return [str(path), size, changed]
 

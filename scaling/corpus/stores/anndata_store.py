@@ -10,7 +10,7 @@ import zarr
 from anndata.io import read_elem, sparse_dataset
 
 from scaling.corpus.stores import hdf5
-from scaling.corpus.stores.by_cell import ENTRIES, Block, Triplets
+from scaling.corpus.stores.by_cell import ENTRIES, Block, Triplets, check_pointers
 from scaling.corpus.stores.contents import Address, Contents, broken, check_layer, remote, suffix
 
 Group = h5py.Group | zarr.Group
@@ -44,7 +44,7 @@ def matrix(path: Address, name: str, obs: pd.DataFrame) -> Iterator:
             element = root.get(name.replace("raw.X", "raw/X"))
             found = sparse_dataset(element) if isinstance(element, Group) else element
             if found is not element:
-                _check_pointers(element)
+                check_pointers(element, found.shape[found.format == "csc"])
             if isinstance(element, zarr.Group):
                 _check_chunks(element)
             if getattr(found, "format", "csr") == "csc":
@@ -87,13 +87,6 @@ def _table(root: Group, path: Address, name: str) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{path}: .{name} is no table; write the file anew with anndata >= 0.8")
     return table
-
-
-def _check_pointers(element: Group) -> None:
-    pointers = element["indptr"][:]
-    entries = element["data"].shape[0]
-    if pointers[0] != 0 or pointers[-1] != entries or (np.diff(pointers) < 0).any():
-        raise ValueError("indptr does not divide data into rows")
 
 
 def _check_chunks(element: zarr.Group) -> None:

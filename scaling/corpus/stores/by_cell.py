@@ -68,6 +68,23 @@ class CellRows:
         return block if self._columns is None else block[:, self._columns]
 
 
+def check_pointers(group, rows: int) -> None:
+    """Raises a ValueError where `indptr` does not divide `data` and `indices` into the rows.
+
+    Args:
+      group: of HDF5 or zarr, with the three arrays.
+      rows: that the matrix should have along its pointers.
+    """
+    pointers, entries = group["indptr"][:], group["data"].shape[0]
+    indices = group["indices"].shape[0]
+    if len(pointers) != rows + 1 or indices != entries:
+        raise ValueError(
+            f"{len(pointers)} indptr, {indices} indices, {entries} data for {rows} rows"
+        )
+    if pointers[0] != 0 or pointers[-1] != entries or (pointers[1:] < pointers[:-1]).any():
+        raise ValueError("indptr does not divide data into rows")
+
+
 @contextlib.contextmanager
 def opened(copy: pathlib.Path, genes: int) -> Iterator[CellRows]:
     """A copy made by `stored_by_cell`, to read."""

@@ -36,7 +36,7 @@ def tables(path: Address, layer: str) -> Contents:
             layers = list(file.get("layers", ()))
             obs = _attributes(file["col_attrs"], CELL_NAMES)
             var = _attributes(file["row_attrs"], GENE_NAMES)
-        except (KeyError, OSError, ValueError) as error:
+        except Exception as error:  # h5py raises many kinds for a broken file
             raise ValueError(broken(path, KIND, error)) from error
     check_layer(path, layer, layers, "the main matrix")
     return Contents(obs, {f"layers/{layer}" if layer else "X": var}, layers)
@@ -48,7 +48,7 @@ def matrix(path: Address, name: str, obs: pd.DataFrame) -> Iterator["_Cells"]:
     with hdf5.opened(path, KIND) as file:
         try:
             found = _Cells(file["matrix" if name == "X" else name])
-        except (KeyError, OSError, ValueError, AttributeError) as error:
+        except Exception as error:  # as above
             raise ValueError(broken(path, KIND, error)) from error
         yield found
 

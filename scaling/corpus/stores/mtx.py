@@ -53,8 +53,21 @@ def matrix(path: pathlib.Path, name: str, obs: pd.DataFrame) -> Iterator[Triplet
 def _find(path: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
     for name in names:
         if (path / name).is_file():
+            _check_end(path / name)
             return path / name
     raise ValueError(f"{path}: none of {', '.join(names)}; copy or download the folder again")
+
+
+def _check_end(file: pathlib.Path) -> None:
+    # A text that was cut in its last line still reads, with another number or name at the end.
+    with open(file, "rb") as content:
+        size = content.seek(0, 2)
+        content.seek(max(size - 1, 0))
+        if file.suffix != ".gz" and size and content.read() != b"\n":
+            raise ValueError(
+                f"{file}: its last line has no end; it may be truncated: copy or download it "
+                "again, or end the line where it is whole"
+            )
 
 
 def _read_tables(path: pathlib.Path) -> tuple[np.ndarray, pd.DataFrame]:

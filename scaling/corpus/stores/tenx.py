@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.corpus.stores import hdf5
-from scaling.corpus.stores.by_cell import CellRows
+from scaling.corpus.stores.by_cell import CellRows, check_pointers
 from scaling.corpus.stores.contents import Address, Contents, broken, check_layer, suffix
 
 KIND = "10x .h5 file"
@@ -30,9 +30,10 @@ def tables(path: Address, layer: str) -> Contents:
     `layer` names the genome where a file of CellRanger before version 3 has several.
     """
     with hdf5.opened(path, KIND) as file:
-        genomes = sorted(name for name, group in file.items() if name != "matrix" and _full(group))
-        if "matrix" in file:
-            genomes = []
+        try:
+            genomes = [] if "matrix" in file else sorted(n for n, g in file.items() if _full(g))
+        except Exception as error:  # h5py raises many kinds for a broken file
+            raise ValueError(broken(path, KIND, error)) from error
         check_layer(path, layer, genomes, "its one matrix")
         if len(genomes) > 1 and not layer:
             raise ValueError(f"{path}: counts of {genomes}; set data.layer to one of them")
@@ -40,7 +41,7 @@ def tables(path: Address, layer: str) -> Contents:
         try:
             group = _group(file, name)
             barcodes, features = hdf5.column(group["barcodes"]), _features(group)
-        except (KeyError, OSError, ValueError) as error:
+        except Exception as error:  # as above
             raise ValueError(broken(path, KIND, error)) from error
         return Contents(pd.DataFrame(index=barcodes), {name: features[is_gene(features)]}, genomes)
 
@@ -53,10 +54,11 @@ def matrix(path: Address, name: str, obs: pd.DataFrame) -> Iterator[CellRows]:
             group = _group(file, name)
             features, shape = _features(group), group["shape"][:]
             # The file's shape is genes x barcodes, compressed by barcode: rows here are cells.
-            if tuple(shape) != (len(features), len(group["indptr"]) - 1):
+            if len(shape) != 2 or shape[0] != len(features):
                 raise ValueError(f"shape {shape.tolist()}, {len(features)} features")
+            check_pointers(group, shape[1])
             found = CellRows(group, len(features), np.flatnonzero(is_gene(features)))
-        except (KeyError, OSError, ValueError, TypeError) as error:
+        except Exception as error:  # as above
             raise ValueError(broken(path, KIND, error)) from error
         yield found
 
