@@ -98,15 +98,18 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
     if out.exists():
         return _reopen(out, stamp)
     with _alone(out, stamp) as partial:
+        if out.exists():  # another build ended after the look above
+            shutil.rmtree(partial)
+            return _reopen(out, stamp)
         try:
             _build(settings, files, set(pool_files), stamp, partial)
-            _check_unchanged(stamp["inputs"], files)
+            _check_unchanged(stamp["inputs"], inputs)
         except ValueError:
             shutil.rmtree(partial)
             raise
-        for scratch in (STAMP, LOCK):
-            (partial / scratch).unlink()
+        (partial / STAMP).unlink()
         partial.rename(out)
+        (out / LOCK).unlink()
     return shards.Corpus.open(out)
 
 
@@ -121,8 +124,8 @@ def _reopen(out: pathlib.Path, stamp: dict) -> shards.Corpus:
     return corpus
 
 
-def _check_unchanged(before: list[list], files) -> None:
-    for path, stamp in zip(files, before, strict=True):
+def _check_unchanged(before: list[list], inputs: list) -> None:
+    for path, stamp in zip(inputs, before, strict=True):
         if readers.stamp(path) != stamp:
             raise ValueError(f"{path} has changed while it was read; build again, from whole files")
 

@@ -230,7 +230,7 @@ def select(counts: sp.csr_matrix, places: np.ndarray, genes: int) -> sp.csr_matr
 @numba.njit(cache=True, nogil=True)
 def _select(indptr, indices, data, places):
     """The entries whose columns have a place, and that place: data, indices, indptr."""
-    kept, ends = 0, np.zeros(len(indptr), np.int64)
+    kept, ends = 0, np.zeros(len(indptr), np.int32)
     for cell in range(len(indptr) - 1):
         for k in range(indptr[cell], indptr[cell + 1]):
             kept += places[indices[k]] >= 0
