@@ -17,7 +17,7 @@ test-all: .venv/installed-test
 lint: .venv/installed-test
 	$(RUN) -m ruff check .
 
-bench: .venv/installed
+bench: .venv/installed-bench
 	$(RUN) -m experiments.bench --out=runs/bench.json
 
 .venv/installed: setup.cfg pyproject.toml
@@ -29,6 +29,10 @@ bench: .venv/installed
 
 .venv/installed-test: .venv/installed
 	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(RUN) -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 clean:

@@ -1,18 +1,24 @@
 """What the bench compares with, how it measures, and that the shapes are the real ones."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
+import scipy.sparse as sp
 
 from configs import default, quickstart
 from kernels.cab import bench, cab_loss, shapes
-from scaling.pretrain import masking
-from scaling.pretrain.bench import one_cell, steps
+from scaling.corpus import alone, bench_report, plain, readers, tile
+from scaling.corpus import bench as corpus_bench
+from scaling.pretrain import feeding, masking
+from scaling.pretrain.bench import feed, one_cell, steps
 from scaling.settings import Settings
 
 
@@ -119,3 +125,186 @@ def test_memory_of_the_blocked_head_in_a_fresh_process():
     assert blocked["temporary"] - 2 * of_gradients < 12 * 4 * shape.M * 512
     grown = [of["process_peak"] - of["process_before"] for of in (blocked, reference)]
     assert grown[0] < grown[1] / 3
+
+
+def _cells(folder, tiny_corpus, count=300):
+    h5ad = tiny_corpus.manifest["files"][0]["path"]
+    data = Settings.from_config(default.get_config()).data
+    return corpus_bench.Cells(folder, h5ad, count, data)
+
+
+def test_tiled_cells_are_thinned_copies_of_which_no_two_are_alike(tiny_corpus, tmp_path):
+    source = readers.open_source(tiny_corpus.manifest["files"][0]["path"])
+    tile.tile(source, 500, tmp_path / "tiled.h5ad")
+    copies = readers.open_source(tmp_path / "tiled.h5ad")
+    assert list(tmp_path.iterdir()) == [copies.path]
+    before = sp.vstack([counts for _, counts in readers.chunks(source)]).toarray()
+    after = sp.vstack([counts for _, counts in readers.chunks(copies)]).toarray()
+    again = np.arange(500) % len(before)
+    assert (after <= before[again]).all()
+    np.testing.assert_allclose(after.sum() / before[again].sum(), tile.KEPT, atol=0.005)
+    assert len(np.unique(after, axis=0)) == 500
+    assert list(copies.genes) == list(source.genes)
+    assert (copies.obs["donor"].to_numpy() == source.obs["donor"].to_numpy()[again]).all()
+    assert copies.obs.index[[0, 241]].tolist() == ["cell_0000001-0", "cell_0000002-1"]
+
+
+def test_the_plain_ranking_is_ours_and_a_difference_stops_the_bench(
+    tiny_corpus, tmp_path, monkeypatch
+):
+    cells = _cells(tmp_path, tiny_corpus)
+    names = str(cells.path), str(tiny_corpus.folder / "vocabulary.json")
+    found = corpus_bench.timed_ranking(*names, 2)
+    assert found["cells"] == 300 and found["genes_per_cell"] > 50
+    assert [len(times) for times in found["seconds"].values()] == [2, 2]
+    by_numpy = plain.rank_cells
+    monkeypatch.setattr(plain, "rank_cells", lambda *arguments: by_numpy(*arguments)[::-1])
+    with pytest.raises(RuntimeError, match="rankings differ"):
+        corpus_bench.timed_ranking(*names, 1)
+
+
+def test_the_plain_data_set_holds_our_cells_and_our_order_but_for_ties(tiny_corpus, tmp_path):
+    pytest.importorskip("datasets")
+    length, genes = 60, tiny_corpus.vocabulary
+    file = tiny_corpus.manifest["files"][0]["path"]
+    names = file, str(tiny_corpus.folder / "vocabulary.json"), str(tmp_path / "plain")
+    stages = alone.run(plain.tokenise, *names, length, 1)
+    assert list(stages) == ["rank", "gather", "cut", "save"] and min(stages.values()) > 0
+    (arrow,) = (tmp_path / "plain").glob("*.arrow")
+    with pa.memory_map(str(arrow)) as content:
+        table = pa.ipc.open_stream(content).read_all().to_pandas()
+    obs = tiny_corpus.obs
+    assert table["cell_id"].tolist() == [name.split(":")[-1] for name in obs["cell_id"]]
+    assert table["n_counts"].tolist() == obs["total"].tolist()
+    assert table["donor"].tolist() == obs["donor"].tolist()
+    assert table["length"].tolist() == obs["length"].clip(upper=length).tolist()
+    every = np.arange(len(obs))
+    counts = tiny_corpus.counts(every).toarray().astype(np.float64)
+    score = counts / obs["total"].to_numpy()[:, None] * 1e4 / genes.medians
+    swapped = 0
+    both = zip(tiny_corpus.cells(every), table["input_ids"], strict=True)
+    for cell, (ours, theirs) in enumerate(both):
+        special = len(genes.special)
+        ours, theirs = ours[:length].astype(int) - special, theirs - special
+        np.testing.assert_array_equal(score[cell, ours], score[cell, theirs])
+        assert len(set(theirs)) == len(theirs) == min(length, obs["length"][cell])
+        swapped += (ours != theirs).sum()
+    assert swapped < 0.05 * table["length"].sum()
+
+
+def test_the_plain_collator_pads_to_the_longest_and_masks_as_bert():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    masks = {"rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "draw_special": False}
+    cells = [{"input_ids": list(range(2, 2 + size))} for size in (2_000, 1_500, 1_000) * 8]
+    fed = feeding._collate(50_000, masks, cells)
+    tokens = np.zeros((24, 2_000), int)
+    for row, cell in zip(tokens, cells, strict=True):
+        row[: len(cell["input_ids"])] = cell["input_ids"]
+    inputs, labels = fed["input_ids"].numpy(), fed["labels"].numpy()
+    assert inputs.shape == tokens.shape
+    np.testing.assert_array_equal(fed["attention_mask"].numpy(), tokens > 0)
+    chosen = labels != -100
+    assert (tokens[chosen] > 0).all()
+    np.testing.assert_array_equal(labels[chosen], tokens[chosen])
+    np.testing.assert_array_equal(inputs[~chosen], tokens[~chosen])
+    share = [np.mean(x) for x in (chosen[tokens > 0], (inputs == 1)[chosen])]
+    np.testing.assert_allclose(share, [0.15, 0.8], atol=0.02)
+    np.testing.assert_allclose((inputs == tokens)[chosen].mean(), 0.1, atol=0.02)
+
+
+def test_our_feeding_is_timed_with_masks_and_without(tiny_corpus):
+    masks = {"rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "draw_special": False}
+    for how in (masks, None):
+        taken = feeding.seconds(str(tiny_corpus.folder), 64, 3, 16, 4, how, 2)
+        assert len(taken) == 2 and min(taken) > 0
+    with pytest.raises(ValueError, match="masking.rate is 2"):
+        feeding.seconds(str(tiny_corpus.folder), 64, 3, 16, 4, {**masks, "rate": 2}, 1)
+
+
+@pytest.mark.parametrize("absent", ["datasets", "torch"])
+def test_a_row_whose_library_is_missing_is_left_out_with_its_reason(
+    absent, tiny_corpus, tmp_path, monkeypatch
+):
+    cells = _cells(tmp_path / "cells", tiny_corpus)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else name)
+    rows = {"feeding": feed(cells, 16, {}, 1)}
+    if absent == "datasets":
+        rows["building"] = corpus_bench.building(cells, 1)
+    assert not cells.folder.exists() and corpus_bench.missing("numpy") == {}
+    lines = bench_report.table(rows).splitlines()
+    assert lines[1] == f"  left out: needs {absent}: pip install '.[bench]'"
+    assert len(lines) == 2 * len(rows)
+
+
+def test_what_a_killed_run_left_is_no_head_start(tiny_corpus, tmp_path):
+    cells = _cells(tmp_path, tiny_corpus)
+    for name in ("turn", "turn.partial"):
+        (tmp_path / name).mkdir()
+    assert not cells.turn().exists() and not list(tmp_path.iterdir())
+
+
+def test_memory_goes_on_after_what_was_found_and_removes_large_files(
+    tiny_corpus, tmp_path, monkeypatch
+):
+    cells, watched = _cells(tmp_path, tiny_corpus, 250), []
+
+    def watch(function, fields, out):
+        if len(watched) == 3:
+            raise KeyboardInterrupt
+        assert readers.open_source(fields["h5ad"]).obs.shape[0] in (250, 300)
+        watched.append((fields["h5ad"], fields["workers"]))
+        return 1.0, {"all": len(watched), "largest": 1, "processes": 1}
+
+    monkeypatch.setattr(alone, "run_watched", watch)
+    with pytest.raises(KeyboardInterrupt):
+        corpus_bench.memory(cells, [250, 300])
+    watched.pop()
+    sizes = corpus_bench.memory(cells, [250, 300])["sizes"]
+    assert [(s["cells"], s["workers"], s["all"]) for s in sizes] == [
+        (250, 1, 1), (250, 2, 2), (300, 1, 3), (300, 2, 3)
+    ]
+    assert [path.name for path in tmp_path.glob("*.h5ad")] == ["cells-250.h5ad"]
+
+
+def test_ratios_are_of_the_least_times():
+    row = corpus_bench.row("build", "cells/s", 12, {"ours": [2, 1, 3], "plain": [6, 9, 4]})
+    assert row["rates"] == {"ours": 12, "plain": 3} and row["ratio"] == 4 and row["goal"] == 8
+    assert row["seconds"]["plain"] == {"least": 4, "median": 6}
+    assert "ours to plain                4.00 (goal 8)" in bench_report.table({"build": row})
+
+
+def test_a_fresh_process_gives_its_value_its_memory_or_its_last_words():
+    assert alone.run(divmod, 7, 2) == [3, 1]
+    with pytest.raises(RuntimeError, match="(?s)divmod: .*by zero"):
+        alone.run(divmod, 7, 0)
+    hold = "import time; held = bytearray(b'1') * {}; time.sleep(0.5)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    _, little = alone.run_watched(exec, hold.format(1))
+    _, much = alone.run_watched(exec, hold.format(200_000_000))
+    assert little["processes"] == much["processes"] == 1
+    assert much["all"] == much["largest"]
+    assert 195e6 < much["all"] - little["all"] < 230e6
+    _, both = alone.run_watched(exec, child.format(200_000_000))
+    assert both["processes"] == 2 and both["largest"] > 200e6
+    assert both["all"] - both["largest"] > 5e6
+
+
+@pytest.mark.slow
+def test_the_corpora_are_measured_and_nothing_but_the_record_stays(tiny_corpus, tmp_path):
+    pytest.importorskip("datasets"), pytest.importorskip("torch")
+    command = [sys.executable, "-m", "experiments.bench", "--only=corpus:", "--rounds=1"]
+    sizes = ["--corpus_cells=200", "--memory_cells=200,300"]
+    names = [f"--h5ad={tiny_corpus.manifest['files'][0]['path']}", f"--out={tmp_path / 'b.json'}"]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run([*command, *sizes, *names], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.png"}
+    rows = json.loads((tmp_path / "b.json").read_text())["corpora"]
+    assert list(rows) == [f"corpus: {n}" for n in ("ranking", "building", "feeding", "memory")]
+    for row in list(rows.values())[:3]:
+        assert row["ratio"] == row["rates"]["ours"] / row["rates"]["plain"] > 0
+    found = [(size["cells"], size["workers"]) for size in rows["corpus: memory"]["sizes"]]
+    assert found == [(200, 1), (200, 2), (300, 1), (300, 2)]
+    assert all(1e8 < size["largest"] <= size["all"] for size in rows["corpus: memory"]["sizes"])
+    assert "ours to plain" in done.stdout

@@ -5,7 +5,9 @@ slows all of them. `experiments/bench.py` adds whole training steps and writes t
 """
 
 import json
+import os
 import pathlib
+import platform
 import resource
 import statistics
 import subprocess
@@ -173,6 +175,16 @@ def measure(groups: Groups, rounds: int, alone: list[str]) -> dict[str, dict[str
             }
         found[title] = rows
     return found
+
+
+def machine() -> dict[str, str]:
+    """What a record was measured on."""
+    devices = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
+    return {
+        "machine": f"{devices}, {os.cpu_count()} cores, {platform.machine()}",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def table(record: dict) -> str:

@@ -1,6 +1,10 @@
-"""A config's model and random full-length cells -> whole training steps and heads to be timed."""
+"""A config's model and random full-length cells -> whole training steps and heads to be timed.
+
+Also what is timed of corpora, of which feeding needs the rooms of this floor.
+"""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +12,14 @@ import numpy as np
 import optax
 
 from kernels.cab import bench, cab_loss, masked_lm_loss
-from scaling.pretrain import masking, optimizer, step
+from scaling.corpus import alone
+from scaling.corpus import bench as measures
+from scaling.corpus.vocabulary import Vocabulary
+from scaling.pretrain import feeding, masking, optimizer, step
 from scaling.pretrain.model import RankEncoder
 
 STEPS = 1_000  # of the learning rate's schedule
+BUCKETS = 32  # lengths to pad to, at most: the README's advice for cells of unlike lengths
 SEEDS = {"init": np.uint32(0), "mask": np.uint32(0)}
 
 
@@ -81,6 +89,52 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
         "mlm": case_of(_mlm),
         "full-length mlm": case_of(_full_length_mlm),
     }
+
+
+def corpora(
+    cells: measures.Cells, settings: step.RunSettings, rounds: int, sizes: list[int]
+) -> dict[str, Callable[[], dict]]:
+    """All that is measured of corpora, by title; each is measured when it is called.
+
+    Args:
+      cells: the files.
+      settings: their batch and masking are used.
+      rounds: how often each way is timed.
+      sizes: cells of the builds whose memory is watched.
+    """
+    batch, masks = settings.train.batch, dataclasses.asdict(settings.masking)
+    return {
+        "corpus: ranking": lambda: measures.ranking(cells, rounds),
+        "corpus: building": lambda: measures.building(cells, rounds),
+        "corpus: feeding": lambda: feed(cells, batch, masks, rounds),
+        "corpus: memory": lambda: measures.memory(cells, sizes),
+    }
+
+
+def feed(cells: measures.Cells, batch: int, masks: dict, rounds: int) -> dict:
+    """Masked batches of the same cells from our corpus and from the plain data set.
+
+    "unmasked" are our batches before they are masked, which is the host's part of the work.
+
+    Args:
+      cells: the files.
+      batch: cells of a batch.
+      masks: the fields of `MaskingSettings`.
+      rounds: passes over all cells that are timed.
+    """
+    if left_out := measures.missing("datasets", "torch"):
+        return left_out
+    vocabulary = Vocabulary.load(cells.corpus / "vocabulary.json")
+    batches = cells.count // batch
+    ours = str(cells.corpus), measures.LENGTH, BUCKETS, batch, batches
+    plainly = str(cells.dataset), batch, measures.PROCESSES, len(vocabulary)
+    taken = {
+        "ours": alone.run(feeding.seconds, *ours, masks, rounds),
+        "plain": alone.run(feeding.plain_seconds, *plainly, masks, rounds),
+        "unmasked": alone.run(feeding.seconds, *ours, None, rounds),
+    }
+    more = {"batch": batch, "buckets": BUCKETS}
+    return measures.row("feeding", "cells/s", batches * batch, taken, **more)
 
 
 def _batch(length: int, vocabulary: int, cells: int) -> dict[str, np.ndarray]:
