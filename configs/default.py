@@ -50,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.activation = "relu"  # relu, gelu or silu
     model.dropout = 0.02  # of hidden states and attention
     model.norm_epsilon = 1e-12  # of layer norms
+    model.dtype = "float32"  # of states and products; or bfloat16. Weights and softmax: float32
+    model.remat = False  # compute each layer again on the way back, to save memory
 
     config.masking = masking = ml_collections.ConfigDict()
     masking.rate = 0.15  # share of positions selected
@@ -85,6 +87,12 @@ def get_config() -> ml_collections.ConfigDict:
     train.scheme = "random"  # of the subset: random, reweighted or sketch (a study sets its own)
     train.spike = ""  # data set (a file's name) that gives a share of the subset; "" is none
     train.spike_share = 0.0  # that share; the rest comes from all other data sets
+
+    # How the machine is used; no result depends on it beyond rounding.
+    config.devices = devices = ml_collections.ConfigDict()
+    devices.fsdp = 1  # devices that share one copy of the weights
+    devices.tensor = 1  # devices that share heads, feed-forward width and vocabulary
+    devices.micro_batches = 1  # equal parts of a global batch, one after another
 
     config.evaluate = evaluate = ml_collections.ConfigDict()
     evaluate.layer = -2  # states averaged to an embedding; -2 is the layer before the last

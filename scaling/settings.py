@@ -109,7 +109,9 @@ class Settings:
 
     def content(self) -> dict:
         """The settings by part and name: all that decides what a study finds."""
-        return {**dataclasses.asdict(self), "data": self.data.content()}
+        return {
+            **dataclasses.asdict(self), "data": self.data.content(), "run": self.run.content()
+        }
 
     def hash(self) -> str:
         """Names the config, hex."""

@@ -26,7 +26,8 @@ def _embed(params: dict, tokens_BxL: jax.Array, model, layer: int, special: int)
     encoder = RankEncoder(model, len(params["bias"]))
     states = encoder.apply({"params": params}, tokens_BxL, method="encode")
     real_BxL = tokens_BxL >= special
-    total_BxD = jnp.where(real_BxL[..., None], states[layer], 0.0).sum(1)
+    states_BxLxD = states[layer].astype(jnp.float32)
+    total_BxD = jnp.where(real_BxL[..., None], states_BxLxD, 0.0).sum(1)
     return total_BxD / jnp.maximum(real_BxL.sum(1), 1)[:, None]
 
 

@@ -5,10 +5,10 @@ import time
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.pretrain import optimizer, step
+from scaling.pretrain import optimizer, sharding, step
 
 
 def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
@@ -24,7 +24,7 @@ def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
         in the program, seconds to compile.
     """
     devices = topologies.get_topology_desc(topology, "tpu").devices
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    mesh = sharding.make_mesh(run.devices, run.train.batch, devices)
     batch = {
         "tokens": np.zeros((run.train.batch, run.model.length), np.int32),
         "epoch": np.zeros(run.train.batch, np.int32),
@@ -32,18 +32,24 @@ def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
     }
     params = jax.eval_shape(lambda: step.initial_params(0, run.model, genes))
     moments = jax.eval_shape(optimizer.optimizer(run.train, 1_000).init, params)
-    state = _on(mesh, P(), step.State(params, moments, np.zeros((), np.int32)))
+    state = step.State(params, moments, np.zeros((), np.int32))
+    state = jax.tree.map(_placed, state, sharding.shardings(state, mesh))
+    cells = NamedSharding(mesh, P(sharding.CELLS))
     seeds = {"init": np.uint32(0), "mask": np.uint32(0)}
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.train_step.lower(
-            state, _on(mesh, P("data"), batch), seeds, program=run.program(), steps=1_000
+            state,
+            {name: _placed(array, cells) for name, array in batch.items()},
+            seeds,
+            program=run.program(),
+            steps=1_000,
         )
         memory = lowered.compile().memory_analysis()
     return {
         "topology": topology,
         "devices": len(devices),
-        "cells_per_device": run.train.batch // len(devices),
+        "cells_per_device": run.train.batch / len(devices),
         "temporary_bytes_per_device": memory.temp_size_in_bytes,
         "argument_bytes_per_device": memory.argument_size_in_bytes,
         "kernels": lowered.as_text().count("tpu_custom_call"),
@@ -51,9 +57,5 @@ def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
     }
 
 
-def _on(mesh: jax.sharding.Mesh, spec: P, tree):
-    """Shapes and types of a tree's arrays, all placed alike."""
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-    )
+def _placed(array, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)

@@ -73,10 +73,8 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
 
             def of_params(params):
                 def states(slots):
-                    rngs = {"dropout": jax.random.key(0)}
-                    return model.apply(
-                        {"params": params}, cells.inputs_BxL, slots, deterministic=False, rngs=rngs
-                    )
+                    rngs, read = {"dropout": jax.random.key(0)}, (cells.inputs_BxL, slots)
+                    return model.apply({"params": params}, *read, np.arange(1), rngs=rngs)
 
                 return loss(states, params["embedding"], params["bias"], cells, batch["tokens"])
 

@@ -48,7 +48,7 @@ def seconds(
     of_cell = np.searchsorted(padded, lengths.clip(max=padded[-1])).astype(np.uint16)
     plan, total = Plan(len(lengths), batch, 0, of_cell), steps * (passes + 1)
     source = batches.Batches(opened, np.arange(len(lengths)), plan, total, padded)
-    mesh, taken = sharding.data_mesh(batch), []
+    mesh, taken = sharding.make_mesh(sharding.DeviceSettings(), batch), []
 
     @jax.jit
     def masked(fed: dict):

@@ -1,7 +1,6 @@
 """Settings and a corpus -> a trained run folder: record, checkpoints, the mark that it is done."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import time
@@ -48,11 +47,11 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
     train = settings.train
     rows = subset(corpus, train)
     steps = train.total_steps(len(rows))
-    mesh = sharding.data_mesh(train.batch)
+    mesh = sharding.make_mesh(settings.devices, train.batch)
     with jax.set_mesh(mesh):
         params = initial_params(train.init_seed, settings.model, len(corpus.vocabulary))
         moments = optimizer.optimizer(train, steps).init(params)
-        state = sharding.replicate(State(params, moments, np.int32(0)), mesh)
+        state = sharding.place(State(params, moments, np.int32(0)), mesh)
         source = _training_batches(corpus, rows, settings, steps)
         held_out = _held_out_batches(corpus, settings, mesh)
         sizes = count_parameters(params)
@@ -126,7 +125,7 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
         return
     folder.mkdir(parents=True, exist_ok=True)
     corpus.vocabulary.save(folder / VOCABULARY)
-    content = {"hash": name, "vocabulary": corpus.vocabulary.hash, **dataclasses.asdict(settings)}
+    content = {"hash": name, "vocabulary": corpus.vocabulary.hash, **settings.content()}
     partial = folder / (SETTINGS + ".partial")
     partial.write_text(json.dumps(content, indent=1))
     partial.rename(path)
@@ -145,9 +144,10 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]
     rows = np.flatnonzero(corpus.obs["split"].to_numpy() == "held_out")
     ids = corpus.obs["cell_id"].to_numpy()[rows]
     rows = rows[subsets.order(ids, HELD_OUT_SEED)[: settings.train.held_out_cells]]
-    size = min(settings.train.batch, len(rows)) // mesh.size * mesh.size
+    parts = mesh.size // mesh.shape["tensor"]
+    size = min(settings.train.batch, len(rows)) // parts * parts
     if not size:
-        raise ValueError(f"{len(rows)} held-out cells are too few for {mesh.size} devices")
+        raise ValueError(f"{len(rows)} held-out cells are too few for {parts} devices")
     plan = Plan(len(rows), size, HELD_OUT_SEED)
     source = batches.Batches(corpus, rows, plan, len(rows) // size, (settings.model.length,))
     batch = [source[step] for step in range(len(source))]

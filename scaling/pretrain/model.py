@@ -1,6 +1,7 @@
 """Rank tokens -> hidden states: Geneformer's BERT encoder and the states its head reads."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,12 +10,19 @@ import jax.numpy as jnp
 from scaling.corpus.tokens import PAD
 from scaling.pretrain.attention import attend
 
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Size and shape of the encoder; the fields are those of `config.model`."""
+    """Size and shape of the encoder; the fields are those of `config.model`.
+
+    Attributes:
+      dtype: of states and products, "float32" or "bfloat16"; weights, the sums of products, the
+        softmax and the norms' moments are float32 in both.
+      remat: keep of each layer but its input, and compute it again on the way back.
+    """
 
     layers: int
     width: int
@@ -24,6 +32,8 @@ class ModelSettings:
     activation: str
     dropout: float
     norm_epsilon: float
+    dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self):
         if min(self.layers, self.width, self.heads, self.feed_forward, self.length) < 1:
@@ -32,8 +42,30 @@ class ModelSettings:
             raise ValueError(f"model.width {self.width} is no multiple of model.heads {self.heads}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation {self.activation!r}; one of {sorted(ACTIVATIONS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype {self.dtype!r}; one of {sorted(DTYPES)}")
         if not 0 <= self.dropout <= 0.999:
             raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to 0.999")
+
+
+class Dropout(nn.Module):
+    """Dropout whose draws are each cell's own: they do not depend on how a batch is cut.
+
+    Two draws share a word of 32 bits, so the rate is true to within 1 / 131,072.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x_BxLxD: jax.Array, place_B: jax.Array | None) -> jax.Array:
+        """Drops; a place of None, or a rate of 0, drops nothing."""
+        least = round(self.rate * 65536)
+        if place_B is None or not least:
+            return x_BxLxD
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), place_B)
+        draw = functools.partial(jax.random.bits, shape=x_BxLxD.shape[1:], dtype=jnp.uint16)
+        kept_BxLxD = jax.vmap(draw)(keys_B) >= least
+        return jnp.where(kept_BxLxD, x_BxLxD / (1 - self.rate), 0)
 
 
 class Layer(nn.Module):
@@ -46,24 +78,28 @@ class Layer(nn.Module):
         self,
         x_BxLxD: jax.Array,
         real_BxL: jax.Array,
-        deterministic: bool,
+        place_B: jax.Array | None,
         slots_BxM: jax.Array | None = None,
     ) -> jax.Array:
-        """States [B, L, D], or those of some positions alone: [B, M, D]."""
+        """States [B, L, D], or those of some positions alone: [B, M, D]; see `RankEncoder`."""
         s = self.settings
-        drop = nn.Dropout(s.dropout, deterministic=deterministic)
+        dtype = DTYPES[s.dtype]
         attention = nn.MultiHeadDotProductAttention(
-            num_heads=s.heads, dropout_rate=s.dropout, deterministic=deterministic,
-            attention_fn=attend, name="attention",
+            num_heads=s.heads, dropout_rate=s.dropout, deterministic=place_B is None,
+            attention_fn=attend, dtype=dtype, name="attention",
         )
+        norm = functools.partial(nn.LayerNorm, s.norm_epsilon, dtype)
+        dense = functools.partial(nn.Dense, dtype=dtype)
         x_BxMxD = x_BxLxD
         if slots_BxM is not None:
             x_BxMxD = jnp.take_along_axis(x_BxLxD, slots_BxM[..., None], axis=1)
         a_BxMxD = attention(x_BxMxD, x_BxLxD, mask=real_BxL[:, None, None, :])
-        x_BxMxD = nn.LayerNorm(s.norm_epsilon, name="attention_norm")(x_BxMxD + drop(a_BxMxD))
-        h_BxMxF = ACTIVATIONS[s.activation](nn.Dense(s.feed_forward, name="expand")(x_BxMxD))
-        h_BxMxD = nn.Dense(s.width, name="contract")(h_BxMxF)
-        return nn.LayerNorm(s.norm_epsilon, name="output_norm")(x_BxMxD + drop(h_BxMxD))
+        a_BxMxD = Dropout(s.dropout, name="attention_drop")(a_BxMxD, place_B)
+        x_BxMxD = norm(name="attention_norm")(x_BxMxD + a_BxMxD)
+        h_BxMxF = ACTIVATIONS[s.activation](dense(s.feed_forward, name="expand")(x_BxMxD))
+        h_BxMxD = dense(s.width, name="contract")(h_BxMxF)
+        h_BxMxD = Dropout(s.dropout, name="output_drop")(h_BxMxD, place_B)
+        return norm(name="output_norm")(x_BxMxD + h_BxMxD)
 
 
 class RankEncoder(nn.Module):
@@ -83,35 +119,42 @@ class RankEncoder(nn.Module):
         self.positions = self.param("positions", normal, (s.length, s.width))
         self.token_type = self.param("token_type", normal, (s.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
-        self.norm = nn.LayerNorm(s.norm_epsilon)
-        self.drop = nn.Dropout(s.dropout)
-        self.layers = [Layer(s, name=f"layer_{n}") for n in range(s.layers)]
-        self.dense = nn.Dense(s.width, kernel_init=normal)
-        self.head_norm = nn.LayerNorm(s.norm_epsilon)
+        dtype = DTYPES[s.dtype]
+        self.norm = nn.LayerNorm(s.norm_epsilon, dtype)
+        self.drop = Dropout(s.dropout)
+        layer = nn.remat(Layer) if s.remat else Layer
+        self.layers = [layer(s, name=f"layer_{n}") for n in range(s.layers)]
+        self.dense = nn.Dense(s.width, kernel_init=normal, dtype=dtype)
+        self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
 
-    def encode(self, tokens_BxL: jax.Array, *, deterministic: bool = True) -> list[jax.Array]:
+    def encode(self, tokens_BxL: jax.Array) -> list[jax.Array]:
         """Hidden states [B, L, D] after the embedding and after each of the N layers."""
-        states = self._below(tokens_BxL, deterministic)
-        return [*states, self.layers[-1](states[-1], tokens_BxL != PAD, deterministic)]
+        states = self._below(tokens_BxL, None)
+        return [*states, self.layers[-1](states[-1], tokens_BxL != PAD, None)]
 
-    def _below(self, tokens_BxL: jax.Array, deterministic: bool) -> list[jax.Array]:
+    def _below(self, tokens_BxL: jax.Array, place_B: jax.Array | None) -> list[jax.Array]:
         """The states that the last layer reads, and all before them."""
         x_BxLxD = self.embedding[tokens_BxL] + self.positions[: tokens_BxL.shape[1]]
-        x_BxLxD = self.drop(self.norm(x_BxLxD + self.token_type), deterministic=deterministic)
-        states = [x_BxLxD]
+        states = [self.drop(self.norm(x_BxLxD + self.token_type), place_B)]
         for layer in self.layers[:-1]:
-            states.append(layer(states[-1], tokens_BxL != PAD, deterministic))
+            states.append(layer(states[-1], tokens_BxL != PAD, place_B))
         return states
 
     def __call__(
-        self, tokens_BxL: jax.Array, slots_BxM: jax.Array, *, deterministic: bool = True
+        self, tokens_BxL: jax.Array, slots_BxM: jax.Array, place_B: jax.Array | None = None
     ) -> jax.Array:
         """States [B, M, D] that the head multiplies with the embedding, at the given positions.
 
         The last layer computes those positions alone.
+
+        Args:
+          tokens_BxL: int32 rank tokens, padded.
+          slots_BxM: int32 positions.
+          place_B: place of each cell in the global batch, from which its dropout is drawn with
+            the rng "dropout"; None drops nothing.
         """
-        below_BxLxD = self._below(tokens_BxL, deterministic)[-1]
-        x_BxMxD = self.layers[-1](below_BxLxD, tokens_BxL != PAD, deterministic, slots_BxM)
+        below_BxLxD = self._below(tokens_BxL, place_B)[-1]
+        x_BxMxD = self.layers[-1](below_BxLxD, tokens_BxL != PAD, place_B, slots_BxM)
         x_BxMxD = ACTIVATIONS[self.settings.activation](self.dense(x_BxMxD))
         return self.head_norm(x_BxMxD)
 

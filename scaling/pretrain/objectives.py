@@ -13,6 +13,7 @@ from kernels.cab import CabLoss, cab_loss, masked_lm_loss
 from kernels.cab.api import IMPLEMENTATIONS
 from scaling.corpus.tokens import PAD
 from scaling.pretrain.masking import MaskedCells
+from scaling.pretrain.sharding import CELLS
 
 NAMES = ("mlm", "cab", "cab_no_similarity")
 
@@ -93,42 +94,65 @@ def objective(
     """Loss of a batch and the genes it predicts; definitions in `kernels.cab`."""
     arrays = hidden_BxMxD, embedding_VxD, bias_V, cells.labels_BxM
     named = None if settings.implementation == "default" else settings.implementation
+    positions, pairs = denominators(cells, settings)
     if settings.name == "mlm":
         plain = functools.partial(masked_lm_loss, implementation=named)
-        out = _over_data(plain, *arrays)
-        return Loss(out.cross_entropy, out.positions, out.similarity, out.pairs), out
+        out = _over_mesh(plain, *arrays)
+        return Loss(out.cross_entropy, positions, out.similarity, pairs), out
     blocking = functools.partial(
         cab_loss,
         variant=settings.variant,
         similarity=settings.similarity if settings.name == "cab" else "none",
         implementation=named,
     )
-    out = _over_data(blocking, *arrays, cells.known_BxV)
-    similarity, pairs = out.similarity, out.pairs
+    out = _over_mesh(blocking, *arrays, cells.known_BxV)
+    similarity = out.similarity
+    if (settings.name, settings.variant, settings.denominator) == ("cab", "plain", "published"):
+        padding_B = (cells.inputs_BxL == PAD).sum(1).astype(similarity.dtype)
+        similarity += (padding_B * (padding_B - 1) / 2).sum()
+    return Loss(out.cross_entropy, positions, similarity, pairs), out
+
+
+def denominators(cells: MaskedCells, settings: ObjectiveSettings) -> tuple[jax.Array, jax.Array]:
+    """What divides cross-entropy and similarity: positions and pairs, float32, of all the cells."""
+    slots_B = (cells.labels_BxM >= 0).sum(1).astype(jnp.float32)
+    pairs = (slots_B * (slots_B - 1) / 2).sum()
     if settings.denominator == "published" and settings.name == "cab":
         batch, length = cells.inputs_BxL.shape
         if settings.variant == "recalibrated":
             real_BxM = cells.labels_BxM >= 0
             pairs = jnp.where(real_BxM, length - 1.0 - cells.slots_BxM, 0.0).sum()
         else:
-            padding_B = (cells.inputs_BxL == PAD).sum(1).astype(similarity.dtype)
-            similarity += (padding_B * (padding_B - 1) / 2).sum()
-            pairs = jnp.full_like(pairs, batch * length * (length - 1) / 2)
-    return Loss(out.cross_entropy, out.positions, similarity, pairs), out
+            pairs = jnp.float32(batch * length * (length - 1) / 2)
+    return slots_B.sum(), pairs
 
 
-def _over_data(loss: Callable[..., CabLoss], hidden, embedding, bias, *of_cells) -> CabLoss:
-    """The loss with each device on its own cells, where the mesh has an axis for data."""
-    if "data" not in jax.sharding.get_abstract_mesh().axis_names:
-        return loss(hidden, embedding, bias, *of_cells)
+def _over_mesh(
+    loss: Callable[..., CabLoss], hidden, embedding, bias, labels, known=None
+) -> CabLoss:
+    """The loss with each device on its own cells and its part of the vocabulary."""
+    arrays = (hidden, embedding, bias, labels, *(() if known is None else (known,)))
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return loss(*arrays)
+    of_cells = tuple(name for name in CELLS if name in sizes)
+    parts = sizes.get("tensor", 1)
+    whole = -(-len(embedding) // parts) * parts - len(embedding)
+    if whole:  # genes that no cell can have, so that the parts are equal
+        embedding = jnp.pad(embedding, ((0, whole), (0, 0)))
+        bias = jnp.pad(bias, (0, whole), constant_values=-jnp.inf)
+        arrays = (hidden, embedding, bias, labels)
+        arrays += () if known is None else (jnp.pad(known, ((0, 0), (0, whole))),)
+    genes = "tensor" if parts > 1 else None
 
     def local(*arrays) -> CabLoss:
-        *sums, top_p_BxM, top_q_BxM = loss(*arrays)
-        return CabLoss(*jax.lax.psum(sums, "data"), top_p_BxM, top_q_BxM)
+        *sums, top_p_BxM, top_q_BxM = loss(*arrays, vocabulary_axis=genes)
+        return CabLoss(*jax.lax.psum(sums, of_cells), top_p_BxM, top_q_BxM)
 
-    cells, every = P("data"), P()
+    cells, every = P(of_cells), P()
+    in_specs = cells, P(genes), P(genes), cells, P(of_cells, genes)
     return jax.shard_map(
         local,
-        in_specs=(cells, every, every, *(cells for _ in of_cells)),
+        in_specs=in_specs[: len(arrays)],
         out_specs=CabLoss(every, every, every, every, cells, cells),
-    )(hidden, embedding, bias, *of_cells)
+    )(*arrays)

@@ -1,31 +1,128 @@
-"""Devices -> a mesh, and where batches and state lie on it."""
+"""Devices -> a mesh, and where batches, parameters and moments lie on it."""
+
+import dataclasses
+import math
+import re
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+AXES = ("data", "fsdp", "tensor")
+CELLS = ("data", "fsdp")  # the axes that a batch is cut along
 
-def data_mesh(batch: int) -> Mesh:
-    """A mesh with the one axis "data" over all devices of all hosts.
+# Path of a parameter -> mesh axes of its dimensions; the first pattern that matches decides. A
+# dimension that its axes do not divide stays whole. The moments of a parameter lie as it does.
+RULES: tuple[tuple[str, tuple], ...] = (
+    (r"embedding$", (None, ("fsdp", "tensor"))),  # V x D
+    (r"positions$", (None, "fsdp")),  # L x D
+    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # D x H x D/H
+    (r"(query|key|value)/bias$", ("tensor", None)),  # H x D/H
+    (r"attention/out/kernel$", ("tensor", None, "fsdp")),  # H x D/H x D
+    (r"expand/kernel$", ("fsdp", "tensor")),  # D x F
+    (r"expand/bias$", ("tensor",)),  # F
+    (r"contract/kernel$", ("tensor", "fsdp")),  # F x D
+    (r"dense/kernel$", ("fsdp", None)),  # D x D
+    (r"", ()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSettings:
+    """How the machine is used; the fields are those of `config.devices`. No result depends on it.
+
+    Attributes:
+      fsdp: devices that share one copy of the weights and gather them where they are used.
+      tensor: devices that share the heads, the feed-forward width and the vocabulary.
+      micro_batches: equal parts of a global batch, one after another; their gradients are added.
+    """
+
+    fsdp: int = 1
+    tensor: int = 1
+    micro_batches: int = 1
+
+    def __post_init__(self):
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"devices.* must be at least 1: {self}")
+
+
+def make_mesh(settings: DeviceSettings, batch: int, devices: list | None = None) -> Mesh:
+    """A mesh with the axes "data", "fsdp" and "tensor"; "data" takes the devices that are left.
+
+    Args:
+      settings: of the machine.
+      batch: cells of a global batch.
+      devices: to use; None takes all of all hosts.
 
     Raises:
-      ValueError: the batch cannot be cut into as many equal parts.
+      ValueError: the devices, or the batch, cannot be cut into as many equal parts.
     """
-    devices = jax.device_count()
-    if batch % devices:
+    devices = jax.devices() if devices is None else devices
+    data, left = divmod(len(devices), settings.fsdp * settings.tensor)
+    if left or not data:
         raise ValueError(
-            f"train.batch {batch} is no multiple of the {devices} devices; choose one that is"
+            f"{len(devices)} devices are no multiple of devices.fsdp {settings.fsdp} x "
+            f"devices.tensor {settings.tensor}; choose a product that divides them"
         )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    parts = data * settings.fsdp * settings.micro_batches
+    if batch % parts:
+        raise ValueError(
+            f"train.batch {batch} is no multiple of {parts} (devices that share it x "
+            "devices.micro_batches); choose one that is"
+        )
+    shape = (data, settings.fsdp, settings.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def replicate(tree, mesh: Mesh):
-    """Puts a whole copy of every array on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
+    """Where a parameter lies.
+
+    Args:
+      path: its name, "layer_0/expand/kernel".
+      shape: of it.
+      sizes: devices along each mesh axis that it may be cut along.
+    """
+    axes = next(axes for pattern, axes in RULES if re.search(pattern, path))
+    cut = []
+    for size, named in zip(shape, axes, strict=False):
+        along = tuple(n for n in (named if isinstance(named, tuple) else (named,)) if n in sizes)
+        cut.append(along if along and size % math.prod(sizes[n] for n in along) == 0 else None)
+    return P(*cut)
+
+
+def specs(tree, sizes: dict[str, int]):
+    """`spec` of each array of a tree of parameters, of moments or of shapes."""
+
+    def of(path, leaf):
+        return spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, sizes)
+
+    return jax.tree.map_with_path(of, tree)
+
+
+def shardings(tree, mesh: Mesh):
+    """Where each array of a tree lies on the mesh."""
+    return jax.tree.map(lambda of: NamedSharding(mesh, of), specs(tree, dict(mesh.shape)))
+
+
+def place(tree, mesh: Mesh):
+    """Puts parameters or moments where the rules want them."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def gather(params):
+    """Inside a compiled step: the parameters whole again along "fsdp", still cut along "tensor".
+
+    The gradients' way back is the reverse: they are added up and cut. Without a mesh, as they are.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if sizes.get("fsdp", 1) == sizes.get("tensor", 1) == 1:
+        return params
+    kept = {name: size for name, size in sizes.items() if name == "tensor"}
+    return jax.lax.with_sharding_constraint(params, specs(params, kept))
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Cuts the host's part of a global batch over its devices, along the first axis."""
-    rows = NamedSharding(mesh, P("data"))
+    rows = NamedSharding(mesh, P(CELLS))
     return {k: jax.make_array_from_process_local_data(rows, v) for k, v in batch.items()}

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from scaling.corpus.tokens import SPECIAL
-from scaling.pretrain import masking, optimizer, predictions
+from scaling.pretrain import masking, optimizer, predictions, sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
-from scaling.pretrain.objectives import Loss, ObjectiveSettings, objective
+from scaling.pretrain.objectives import Loss, ObjectiveSettings, denominators, objective
+from scaling.pretrain.sharding import DeviceSettings
 
 HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
 
@@ -27,6 +28,7 @@ class RunSettings:
     masking: masking.MaskingSettings
     objective: ObjectiveSettings
     train: optimizer.TrainSettings
+    devices: DeviceSettings = DeviceSettings()
 
     def __post_init__(self):
         if self.train.buckets > 1 and self.objective.denominator == "published":
@@ -48,11 +50,18 @@ class RunSettings:
             masking.MaskingSettings(**config["masking"]),
             ObjectiveSettings(**config["objective"]),
             optimizer.TrainSettings(**config["train"]),
+            DeviceSettings(**config["devices"]),
         )
+
+    def content(self) -> dict:
+        """The settings that a result depends on, by part and name: all but the devices."""
+        content = dataclasses.asdict(self)
+        del content["devices"]
+        return content
 
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        content = json.dumps([dataclasses.asdict(self), checksums])
+        content = json.dumps([self.content(), checksums])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def program(self) -> "RunSettings":
@@ -91,35 +100,57 @@ def train_step(
     cells = masking.mask_cells(
         batch["tokens"], keys_B, model.vocabulary, program.masking, special
     )
+    dropout = jax.random.fold_in(jax.random.key(seeds["init"]), state.step)
+    of_batch = denominators(cells, program.objective)
 
-    def loss(params):
-        hidden_BxMxD = model.apply(
-            {"params": params},
-            cells.inputs_BxL,
-            cells.slots_BxM,
-            deterministic=False,
-            rngs={"dropout": jax.random.fold_in(jax.random.key(seeds["init"]), state.step)},
+    def loss(params, cells, place_B):
+        params = sharding.gather(params)
+        read = cells.inputs_BxL, cells.slots_BxM, place_B
+        hidden_BxMxD = model.apply({"params": params}, *read, rngs={"dropout": dropout})
+        arrays = hidden_BxMxD, params["embedding"], params["bias"]
+        sums, out = objective(*arrays, cells, program.objective)
+        of_cells = predictions.cell_metrics(
+            out.top_p_BxM, cells.labels_BxM, cells.hidden_BxM, cells.known_BxV
         )
-        sums, out = objective(
-            hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
-        )
-        return sums.value(program.objective), (sums, out.top_p_BxM)
+        logged = {
+            "sums": sums,
+            "cells": (of_cells.pop("slots") > 0).sum(),
+            "of_cells": {name: value_B.sum() for name, value_B in of_cells.items()},
+            "surplus": cells.surplus_B.sum(),
+        }
+        positions, pairs = of_batch
+        share = sums._replace(positions=positions, pairs=pairs)
+        return share.value(program.objective), logged
 
-    (value, (sums, top_BxM)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradients = jax.value_and_grad(loss, has_aux=True)
+    parts = program.devices.micro_batches
+    places_B = jnp.arange(len(batch["tokens"]), dtype=jnp.int32)
+    if parts == 1:
+        (value, logged), grads = gradients(state.params, cells, places_B)
+    else:
+        ((value, logged), grads) = _added_up(gradients, state.params, (cells, places_B), parts)
     adamw = optimizer.optimizer(program.train, steps)
     update, moments = adamw.update(grads, state.optimizer, state.params)
-    of_cells = predictions.cell_metrics(
-        top_BxM, cells.labels_BxM, cells.hidden_BxM, cells.known_BxV
-    )
-    logged = {
-        "loss": value,
-        "sums": sums,
-        "cells": (of_cells.pop("slots") > 0).sum(),
-        "of_cells": {name: value_B.sum() for name, value_B in of_cells.items()},
-        "surplus": cells.surplus_B.sum(),
-        "gradient_norm": optax.tree.norm(grads),
-    }
+    logged |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
     return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
+
+
+def _added_up(gradients, params: dict, of_cells, parts: int):
+    """Sums over the parts of a batch, computed one after another.
+
+    Every parts-th cell makes a part, so that each device has its share of each.
+    """
+
+    def cut(array):
+        return jnp.swapaxes(array.reshape(-1, parts, *array.shape[1:]), 0, 1)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradients(params, *part)), None
+
+    of_parts = jax.tree.map(cut, of_cells)
+    shapes = jax.eval_shape(gradients, params, *jax.tree.map(lambda array: array[0], of_parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, of_parts)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("program", "special"))
@@ -132,6 +163,7 @@ def held_out_sums(
     cells = masking.mask_cells(
         batch["tokens"], keys_B, model.vocabulary, program.masking, special
     )
+    params = sharding.gather(params)
     hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
     return objective(
         hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
