@@ -62,14 +62,22 @@ def test_the_order_of_cells_and_cuts_changes_nothing():
     whole, parts = Sketch(GENES), Sketch(GENES)
     whole.add(counts, totals)
     for rows in np.array_split(np.random.default_rng(1).permutation(50), 6):
-        part = Sketch(GENES)
+        part = Sketch(GENES, len(rows))
         part.add(counts[rows], totals[rows])
+        assert part.counts.dtype == np.uint16
         parts.add_sparse(*part.sparse())
     np.testing.assert_array_equal(parts.counts, whole.counts)
     whole.add(counts[20:], totals[20:], sign=-1)
     first = Sketch(GENES)
     first.add(counts[:20], totals[:20])
     np.testing.assert_array_equal(first.counts, whole.counts)
+
+
+@pytest.mark.parametrize(("cells", "dtype"), [(65_535, np.uint16), (65_536, np.int32)])
+def test_as_many_cells_as_said_fit_a_bucket(cells, dtype):
+    sketch = Sketch(1, cells)
+    sketch.add(sp.csr_matrix(np.ones((cells, 1))), np.ones(cells))
+    assert sketch.counts.dtype == dtype and sketch.counts.max() == cells == sketch.detected()
 
 
 def test_values_out_of_range_stand_at_the_ends():

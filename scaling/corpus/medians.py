@@ -20,11 +20,12 @@ class Sketch:
     edges as a float64's leading bits give them).
 
     Attributes:
-      counts: int32 [genes, BUCKETS], cells in each bucket.
+      counts: int32 [genes, BUCKETS], cells in each bucket; uint16 where so many are enough.
     """
 
-    def __init__(self, genes: int):
-        self.counts = np.zeros((genes, BUCKETS), np.int32)
+    def __init__(self, genes: int, cells: int = 2**31 - 1):
+        """A histogram of no cells yet, for `cells` of them at most."""
+        self.counts = np.zeros((genes, BUCKETS), np.uint16 if cells < 2**16 else np.int32)
 
     def add(self, counts_NxG: sp.csr_matrix, totals_N: np.ndarray, sign: int = 1) -> None:
         """Adds cells; with sign -1 takes them out again."""

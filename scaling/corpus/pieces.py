@@ -110,7 +110,7 @@ def read(piece: Piece, work: Work) -> None:
 
 def _read_counts(piece: Piece, work: Work, shard: "_Shard | None") -> dict[str, np.ndarray]:
     totals, prints, of_columns, done = [], [], np.zeros(len(work.ids)), 0
-    sketch = None if work.sketch_of is None else Sketch(len(work.sketch_of))
+    sketch = None if work.sketch_of is None else Sketch(len(work.sketch_of), len(piece.rows))
     for rows, counts in readers.chunks(work.source, piece.rows):
         total = np.asarray(counts.sum(1)).ravel()
         totals.append(total)
