@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_build import SETTINGS
 
 from scaling.corpus import build, readers
-from scaling.corpus.stores import by_cell, soma
+from scaling.corpus.stores import by_cell, hdf5, soma
 
 CELLS, GENES = 90, 7
 COUNTS = np.random.default_rng(1).poisson(0.6, (CELLS, GENES)).astype(np.int32)
@@ -491,3 +491,41 @@ def test_ten_times_the_cells_take_little_more_memory(tmp_path, name):
         shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
     # The counts of the larger store alone are 216 MB more; names and annotations of cells are read.
     assert peaks[1] - peaks[0] < 110, f"peaks of {peaks} MB"
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"chunks": (7,)}, {"chunks": (7,), "compression": "gzip"}, {"compression": "lzf"},
+    {"chunks": (7,), "compression": "gzip", "shuffle": True},
+    {"chunks": (7,), "compression": "gzip", "fletcher32": True},
+    {"chunks": (64,), "compression": "gzip", "compression_opts": 9, "maxshape": (None,)},
+])
+@pytest.mark.parametrize("dtype", ["<i4", ">i8", "<f4", "<u2"])
+def test_spans_are_what_hdf5_reads(tmp_path, options, dtype):
+    values = np.arange(50).astype(dtype)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        dataset = file.create_dataset("x", data=values, **options)
+        for start, stop in ((0, 50), (0, 0), (6, 8), (7, 14), (49, 50), (13, 41)):
+            found = hdf5.span(dataset, start, stop)
+            assert (found.dtype.kind, found.itemsize) == (values.dtype.kind, values.itemsize)
+            np.testing.assert_array_equal(found, values[start:stop])
+
+
+def test_spans_over_chunks_that_are_out_of_the_ordinary(tmp_path):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        options = {"chunks": (10,), "compression": "gzip", "fillvalue": 3}
+        dataset = file.create_dataset("x", (40,), "i4", **options)
+        dataset[:10], dataset[30:] = 1, 2
+        dataset.id.write_direct_chunk((20,), np.full(10, 5, "<i4").tobytes(), filter_mask=1)
+        np.testing.assert_array_equal(hdf5.span(dataset, 5, 35), dataset[5:35])
+        assert hdf5.span(dataset, 5, 35).tolist() == [1] * 5 + [3] * 10 + [5] * 10 + [2] * 5
+        dataset.id.write_direct_chunk((0,), b"no gzip at all")
+        with pytest.raises(OSError, match="inflate|filter"):
+            hdf5.span(dataset, 0, 40)
+
+
+def test_chunks_of_gzip_are_unpacked_here(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        values = np.arange(40)
+        dataset = file.create_dataset("x", data=values, chunks=(10,), compression="gzip")
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+        assert hdf5.span(dataset, 3, 38).tolist() == list(range(3, 38))

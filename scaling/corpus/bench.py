@@ -24,7 +24,7 @@ SIMULATED = {"cells": 2_500, "genes": 20_000, "depth": 4_100.0, "base_sd": 2.2}
 GOALS = {"ranking": 3.3, "build": 8.0, "feeding": 12.0, "memory": 1e9}
 RANKED_CELLS = 4_096  # whose ranking is timed
 LENGTH = 2_048  # tokens that the data set's cells are cut to
-PROCESSES = 2  # of the plain ways
+PROCESSES = WORKERS = 2  # of the plain ways, and of our builds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +161,10 @@ def building(cells: Cells, rounds: int) -> dict:
     """
     if left_out := missing("datasets"):
         return left_out
-    given = cells.fields(vocabulary=str(cells.corpus / "vocabulary.json"))
+    given = cells.fields(vocabulary=str(cells.corpus / "vocabulary.json"), workers=WORKERS)
     taken, stages = {"ours": [], "with vocabulary": [], "plain": []}, []
     for _ in tqdm(range(rounds), desc="building", unit="round", leave=False):
-        for way, fields in (("ours", given), ("with vocabulary", cells.fields())):
+        for way, fields in (("ours", given), ("with vocabulary", given | {"vocabulary": ""})):
             taken[way].append(alone.run(built, fields, str(cells.turn())))
         stages.append(alone.run(plain.tokenise, *cells.arguments(cells.turn())))
         taken["plain"].append(sum(stages[-1].values()))

@@ -115,7 +115,7 @@ def _read_counts(piece: Piece, work: Work, shard: "_Shard | None") -> dict[str, 
         total = np.asarray(counts.sum(1)).ravel()
         totals.append(total)
         if work.scan:
-            of_columns += np.bincount(counts.indices, counts.data, len(work.ids))
+            _add_to_columns(counts.indices, counts.data, of_columns)
             places, hashes = work.of_file
             own = counts if places is None else select(counts, places, len(hashes))
             prints.append(identical.fingerprints(own, hashes))
@@ -225,6 +225,12 @@ def select(counts: sp.csr_matrix, places: np.ndarray, genes: int) -> sp.csr_matr
     if np.bincount(places[places >= 0], minlength=1).max() > 1:
         chosen.sum_duplicates()
     return chosen
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_to_columns(indices, data, sums):
+    for k in range(len(data)):
+        sums[indices[k]] += data[k]
 
 
 @numba.njit(cache=True, nogil=True)

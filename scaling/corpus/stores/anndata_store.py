@@ -10,7 +10,7 @@ import zarr
 from anndata.io import read_elem, sparse_dataset
 
 from scaling.corpus.stores import hdf5
-from scaling.corpus.stores.by_cell import ENTRIES, Block, Triplets, check_pointers
+from scaling.corpus.stores.by_cell import ENTRIES, Block, CellRows, Triplets, check_pointers
 from scaling.corpus.stores.contents import Address, Contents, broken, check_layer, remote, suffix
 
 Group = h5py.Group | zarr.Group
@@ -47,6 +47,8 @@ def matrix(path: Address, name: str, obs: pd.DataFrame) -> Iterator:
                 check_pointers(element, found.shape[found.format == "csc"])
             if isinstance(element, zarr.Group):
                 _check_chunks(element)
+            if isinstance(element, h5py.Group) and found.format == "csr":
+                found = CellRows(element, found.shape[1])
             if getattr(found, "format", "csr") == "csc":
                 found = _triplets(element, found.shape, path)
         except Exception as error:  # h5py, zarr and anndata raise many kinds for a broken store

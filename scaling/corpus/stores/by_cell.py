@@ -24,6 +24,8 @@ import numpy as np
 import scipy.sparse as sp
 from tqdm import tqdm
 
+from scaling.corpus.stores import hdf5
+
 ENTRIES = 2**21  # entries held in memory at a time
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 _done: dict[Hashable, pathlib.Path] = {}
@@ -61,11 +63,14 @@ class CellRows:
 
     def __getitem__(self, rows: slice) -> sp.csr_matrix:
         indptr = self._group["indptr"][rows.start : rows.stop + 1].astype(np.int64)
-        span = slice(indptr[0], indptr[-1])
-        arrays = (self._group["data"][span], self._group["indices"][span], indptr - indptr[0])
-        block = sp.csr_matrix(arrays, shape=(len(indptr) - 1, self._genes))
+        ends = int(indptr[0]), int(indptr[-1])
+        data, indices = (hdf5.span(self._group[name], *ends) for name in ("data", "indices"))
+        shape = len(indptr) - 1, self._genes
+        block = sp.csr_matrix((data, indices, indptr - indptr[0]), shape=shape)
+        if self._columns is None:
+            return block
         block.check_format(full_check=True)
-        return block if self._columns is None else block[:, self._columns]
+        return block[:, self._columns]
 
 
 def check_pointers(group, rows: int) -> None:
