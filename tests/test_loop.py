@@ -258,6 +258,26 @@ def test_every_mesh_gives_what_one_device_gives(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), ours, one)
 
 
+def test_a_run_goes_on_with_other_devices(tiny_corpus, tmp_path, monkeypatch):
+    def on(fsdp, tensor):
+        devices = sharding.DeviceSettings(fsdp, tensor)
+        return dataclasses.replace(
+            train(steps=5, mask_seed=5, checkpoint_every=2), devices=devices
+        )
+
+    with on_devices(1):
+        pretrain(on(1, 1), tiny_corpus, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        interrupt(patch, 4, RuntimeError("power cut"))
+        pretrain(on(4, 2), tiny_corpus, tmp_path / "run")
+    with on_devices(2), monkeypatch.context() as patch:
+        interrupt(patch, 1, AssertionError("more than one step"))
+        pretrain(on(1, 2), tiny_corpus, tmp_path / "run")
+    mine, theirs = (column(tmp_path / name, "train/loss") for name in ("run", "whole"))
+    assert mine.keys() == theirs.keys() == {1, 2, 3, 4, 5}
+    np.testing.assert_allclose(list(mine.values()), list(theirs.values()), 2e-5)
+
+
 @pytest.mark.parametrize(("devices", "batch", "message"), [
     (sharding.DeviceSettings(), 12, "train.batch 12 is no multiple of 8 "),
     (sharding.DeviceSettings(micro_batches=3), 16, "train.batch 16 is no multiple of 24"),
