@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from scaling.pretrain.model import ModelSettings, RankEncoder, count_parameters
+from scaling.pretrain.model import Dropout, ModelSettings, RankEncoder, count_parameters
 from scaling.pretrain.step import initial_params
 
 SMALL = ModelSettings(
@@ -127,6 +127,26 @@ def test_dropout_acts_in_training_only(params, tokens):
     still = states(0, None)
     a, b, c = (states(seed, places) for seed in (0, 0, 1))
     assert (a == b).all() and (a != c).mean() > 0.9 and (a != still).mean() > 0.9
+
+
+def test_dropout_is_a_cells_own(params, tokens):
+    """It depends on the cell's place in the global batch alone, not on the cells beside it."""
+    twice, slots = tokens[[0, 0]], np.tile(np.arange(6), (2, 1))
+
+    def states(cells, places):
+        read = twice[:cells], slots[:cells], np.array(places)
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(RankEncoder(SMALL, V).apply({"params": params}, *read, rngs=rngs))
+
+    both = states(2, [4, 9])
+    assert (both[0] != both[1]).mean() > 0.9
+    for row, place in enumerate((4, 9)):
+        np.testing.assert_allclose(states(1, [place])[0], both[row], 1e-5, 1e-6)
+    share = 1 - np.mean([
+        np.asarray(Dropout(0.3).apply({}, np.ones((2, 50, 40)), np.arange(2), rngs=r) != 0)
+        for r in ({"dropout": jax.random.key(k)} for k in range(5))
+    ])
+    assert abs(share - 0.3) < 0.02
 
 
 def test_the_first_preset_has_the_published_size():
