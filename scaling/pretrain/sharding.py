@@ -123,5 +123,4 @@ def gather(params):
 
 def shard_batch(batch, mesh: Mesh):
     """Cuts the host's part of a global batch over its devices, each array along its first axis."""
-    rows = NamedSharding(mesh, P(CELLS))
-    return jax.tree.map(lambda of: jax.make_array_from_process_local_data(rows, of), batch)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(CELLS)), batch)
