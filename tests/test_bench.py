@@ -17,7 +17,7 @@ from configs import default, quickstart
 from kernels.cab import bench, cab_loss, shapes
 from scaling.corpus import alone, bench_report, plain, readers, tile
 from scaling.corpus import bench as corpus_bench
-from scaling.pretrain import feeding, masking
+from scaling.pretrain import feeding, masking, sharding
 from scaling.pretrain.bench import feed, one_cell, steps
 from scaling.settings import Settings
 
@@ -213,11 +213,22 @@ def test_the_plain_collator_pads_to_the_longest_and_masks_as_bert():
     np.testing.assert_allclose((inputs == tokens)[chosen].mean(), 0.1, atol=0.02)
 
 
-def test_our_feeding_is_timed_with_masks_and_without(tiny_corpus):
+def test_our_feeding_is_timed_as_far_as_the_devices(tiny_corpus, monkeypatch):
     masks = {"rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "draw_special": False}
-    for how in (masks, None):
-        taken = feeding.seconds(str(tiny_corpus.folder), 64, 3, 16, 4, how, 2)
-        assert len(taken) == 2 and min(taken) > 0
+    shard, fed = sharding.shard_batch, []
+
+    def watched(*arguments):
+        fed.append(shard(*arguments))
+        return fed[-1]
+
+    monkeypatch.setattr(sharding, "shard_batch", watched)
+    taken = feeding.seconds(str(tiny_corpus.folder), 64, 3, 16, 4, masks, 2)
+    assert len(taken) == 2 and min(taken) > 0 and len(fed) == 4 * 3
+    for cells in fed:
+        assert len(cells.inputs_BxL.sharding.device_set) == jax.device_count()
+        assert cells.inputs_BxL.dtype == np.int32 and cells.inputs_BxL.shape[0] == 16
+        assert (cells.labels_BxM >= 0).any() and (cells.inputs_BxL == 1).any()
+    assert len({np.asarray(cells.inputs_BxL).tobytes() for cells in fed}) == 4 * 3
     with pytest.raises(ValueError, match="masking.rate is 2"):
         feeding.seconds(str(tiny_corpus.folder), 64, 3, 16, 4, {**masks, "rate": 2}, 1)
 

@@ -171,7 +171,8 @@ def test_a_checkpoint_holds_the_state_of_its_step(whole, tiny_corpus, tmp_path, 
     assert record(tmp_path) == record(whole)  # and so the same run twice is the same
     assert_same_bits(params_of(tmp_path, tiny_corpus), states[-1].params)
     rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:60]
-    source = batches.Batches(tiny_corpus, rows, Plan(60, 16, 0), STEPS, (128,))
+    plan, draw = Plan(60, 16, 0), (SETTINGS.masking, 0)
+    source = batches.Batches(tiny_corpus, rows, plan, STEPS, (128,), *draw)
     with checkpoint.manager(tmp_path / loop.CHECKPOINTS) as checkpoints:
         assert list(checkpoints.all_steps()) == [14, STEPS]
         state = sharding.place(states[0], sharding.make_mesh(sharding.DeviceSettings(), 16))
@@ -231,7 +232,7 @@ def test_every_mesh_gives_what_one_device_gives(
     step, parts = loop.train_step, []
 
     def watched(state, batch, *rest):
-        parts.append([shard.data.shape for shard in batch["tokens"].addressable_shards])
+        parts.append([shard.data.shape for shard in batch.inputs_BxL.addressable_shards])
         kernel = state.params["layer_0"]["expand"]["kernel"]
         assert kernel.addressable_shards[0].data.shape == (16 // fsdp, 32 // tensor)
         moment = state.optimizer[1][0].mu["layer_0"]["expand"]["kernel"]
@@ -328,20 +329,21 @@ def test_masks_of_a_vocabulary_with_more_special_tokens(tiny_corpus, tmp_path, m
     corpus = dataclasses.replace(tiny_corpus, vocabulary=genes)
     seen, mask = [], masking.mask_cells
 
-    def spied(tokens, keys, genes, settings, special):
-        seen.append(special)
-        return mask(tokens, keys, genes, settings, special)
+    def spied(*arguments):
+        seen.append(arguments[-1])
+        return mask(*arguments)
 
     monkeypatch.setattr(masking, "mask_cells", spied)
     pretrain(train(steps=4), corpus, tmp_path / "run")
-    assert seen == [4, 4]  # traced once for held-out cells and once for the step
+    assert seen == 6 * [4]  # batches: two of held-out cells, and one of each step
+    seen.clear()
     rows = np.arange(20)
     params = params_of(tmp_path / "run", corpus)
     masked_genes.score_model(params, SETTINGS.model, SETTINGS.masking, corpus, rows)
     frequency = masked_genes.token_frequency(corpus, rows, 128)
     assert frequency[:4].sum() == 0 and frequency.sum() == (corpus.tokens(rows, 128) > 3).sum()
     masked_genes.score_floors(frequency, 128, SETTINGS.masking, corpus, rows)
-    assert seen == [4, 4, 4, 4]
+    assert seen == [4, 4]
 
 
 def test_batches_of_several_lengths(whole, tiny_corpus, tmp_path, monkeypatch):
@@ -349,7 +351,7 @@ def test_batches_of_several_lengths(whole, tiny_corpus, tmp_path, monkeypatch):
     step, shapes = loop.train_step, []
 
     def watched(state, batch, *rest):
-        shapes.append(batch["tokens"].shape)
+        shapes.append(batch.inputs_BxL.shape)
         return step(state, batch, *rest)
 
     monkeypatch.setattr(loop, "train_step", watched)
@@ -404,16 +406,15 @@ def test_the_whole_step_holds_no_array_over_positions_or_slots_and_vocabulary():
     settings = dataclasses.replace(SETTINGS, model=small).program()
     params = loop.initial_params(0, small, V)
     moments = loop.optimizer.optimizer(settings.train, STEPS).init(params)
-    batch = {
-        "tokens": np.ones((B, L), np.int32), "cell": np.ones(B, np.uint32),
-        "epoch": np.ones(B, np.int32),
-    }
+    tokens, draw = np.ones((B, L), np.int32), (0, np.ones(B, np.int32), np.ones(B, np.uint32))
+    batch = masking.mask_cells(tokens, *draw, V, settings.masking)
     state = loop.State(params, moments, np.int32(0))
-    lowered = loop.train_step.lower(state, batch, {"init": 0, "mask": 0}, settings, STEPS)
+    lowered = loop.train_step.lower(state, batch, 0, settings, STEPS)
     shapes = re.findall(r"tensor<((?:\d+x)+)[a-z]", lowered.as_text())
     largest = max(int(np.prod([int(n) for n in shape.split("x")[:-1]])) for shape in shapes)
     slots = masking.capacity(L, 0.15)
     assert V * small.width <= largest < B * slots * V
+    assert "top_k" not in lowered.as_text()
 
 
 def test_converged_is_what_the_last_tenth_says():

@@ -38,12 +38,13 @@ def params(corpus):
 
 def masked_cells(corpus, rows):
     cell = cell_hashes(corpus.obs["cell_id"].to_numpy()[rows])
-    keys = masking.draw_keys(step.HELD_OUT_SEED, np.zeros(len(rows), np.int32), cell)
-    tokens = corpus.tokens(rows, MODEL.length)
-    return masking.mask_cells(tokens, keys, len(corpus.vocabulary), MASK)
+    draw = masking.HELD_OUT_SEED, np.zeros(len(rows), np.int32), cell
+    tokens, genes = corpus.tokens(rows, MODEL.length), len(corpus.vocabulary)
+    cells = masking.mask_cells(tokens, *draw, genes, MASK)
+    return cells, np.asarray(masking.known_genes(cells, genes))
 
 
-def literal(top, cells, counted):
+def literal(top, cells, known, counted):
     """Means over cells of the metrics, counted gene by gene."""
     found = {k: [] for k in ("accuracy", "repeat_unmasked", "repeat_masked", "uniqueness")}
     for b in range(len(top)):
@@ -51,8 +52,8 @@ def literal(top, cells, counted):
         if not at:
             continue
         genes = [int(top[b, m]) for m in at]
-        found["accuracy"].append(np.mean(np.array(genes) == np.asarray(cells.labels_BxM)[b, at]))
-        found["repeat_unmasked"].append(np.mean([bool(cells.known_BxV[b, g]) for g in genes]))
+        found["accuracy"].append(np.mean(np.array(genes) == cells.labels_BxM[b, at]))
+        found["repeat_unmasked"].append(np.mean([bool(known[b, g]) for g in genes]))
         repeats = sum(genes.count(g) - 1 for g in set(genes))
         found["repeat_masked"].append(repeats / len(genes))
         found["uniqueness"].append(sum(genes.count(g) == 1 for g in set(genes)) / len(genes))
@@ -67,23 +68,23 @@ def by_name(rows, positions, read_from):
 def test_scores_equal_a_literal_count(corpus, params):
     rows = np.arange(70)  # one full batch and six cells of the next
     scored = masked_genes.score_model(params, MODEL, MASK, corpus, rows)
-    cells = masked_cells(corpus, rows)
+    cells, known = masked_cells(corpus, rows)
     encoder = RankEncoder(MODEL, len(corpus.vocabulary))
     hidden = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
-    arrays = hidden, params["embedding"], params["bias"], cells.labels_BxM, cells.known_BxV
+    arrays = hidden, params["embedding"], params["bias"], cells.labels_BxM, known
     out = cab_loss(*arrays, similarity="none", implementation="reference")
     plain = cab_loss(*arrays, variant="plain", similarity="none", implementation="reference")
-    counted = {"mask": np.asarray(cells.hidden_BxM), "selected": np.asarray(cells.labels_BxM) >= 0}
+    counted = {"mask": cells.hidden_BxM, "selected": cells.labels_BxM >= 0}
     for reading, top in (("P", out.top_p_BxM), ("Q", out.top_q_BxM)):
         for kind, of_kind in counted.items():
             found = by_name(scored, kind, reading)
-            expected = literal(np.asarray(top), cells, of_kind)
+            expected = literal(np.asarray(top), cells, known, of_kind)
             assert {k: found[k] for k in expected} == pytest.approx(expected, abs=1e-6)
             assert found["repeat"] == pytest.approx(
                 expected["repeat_masked"] + expected["repeat_unmasked"], abs=1e-6
             )
             predicted = np.asarray(top)[of_kind]
-            true = np.asarray(cells.labels_BxM)[of_kind]
+            true = cells.labels_BxM[of_kind]
             assert found["coverage"] == len(set(predicted)) / len(set(true))
             entropy = [
                 -sum(p * np.log(p) for p in np.bincount(x)[np.bincount(x) > 0] / len(x))
@@ -104,9 +105,8 @@ def test_floors_are_what_they_say(corpus):
     tokens = corpus.tokens(np.arange(70, 150), MODEL.length)
     assert frequency[7] == sum(7 in set(cell) for cell in tokens.tolist())
     found = masked_genes.score_floors(frequency, MODEL.length, MASK, corpus, rows)
-    cells = masked_cells(corpus, rows)
-    known, hidden = np.asarray(cells.known_BxV), np.asarray(cells.hidden_BxM)
-    labels = np.asarray(cells.labels_BxM)
+    cells, known = masked_cells(corpus, rows)
+    hidden, labels = cells.hidden_BxM, cells.labels_BxM
     hits = []
     for b in range(70):
         gene = next(g for g in np.argsort(-frequency, kind="stable") if not known[b, g])
@@ -116,7 +116,7 @@ def test_floors_are_what_they_say(corpus):
     assert frequent["accuracy"] == pytest.approx(np.mean(hits), abs=1e-6)
     assert frequent["repeat_unmasked"] == 0.0
     copied = by_name(found["copy_input"], "selected", None)
-    inputs = np.take_along_axis(np.asarray(cells.inputs_BxL), np.asarray(cells.slots_BxM), 1)
+    inputs = np.take_along_axis(cells.inputs_BxL, cells.slots_BxM, 1)
     kept = [(inputs[b] == labels[b])[labels[b] >= 0] for b in range(70)]
     expected = np.mean([k.mean() for k in kept if len(k)])
     assert copied["accuracy"] == pytest.approx(expected, abs=1e-6)

@@ -1,11 +1,13 @@
-"""Masking: shares within binomial bounds, nothing special touched, draws that a cell owns."""
+"""Masking: a literal reference, shares in binomial bounds, draws a cell owns, what is known."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as of_test
+from hypothesis import strategies as st
 from scipy import stats
 
 from scaling.corpus.tokens import MASK, PAD
@@ -13,7 +15,7 @@ from scaling.pretrain import masking
 
 B, L, V = 300, 200, 400
 BERT = masking.MaskingSettings(rate=0.15, mask_share=0.8, random_share=0.1, draw_special=False)
-mask_cells = jax.jit(masking.mask_cells, static_argnums=(2, 3, 4))
+known_genes = jax.jit(masking.known_genes, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +28,12 @@ def tokens():
     return tokens
 
 
-def draw(tokens, settings=BERT, seed=0, epoch=0, cells=None) -> masking.MaskedCells:
+def draw(
+    tokens, settings=BERT, seed=0, epoch=0, cells=None, special=2
+) -> masking.MaskedCells:
     cells = np.arange(len(tokens), dtype=np.uint32) if cells is None else cells
-    keys = masking.draw_keys(seed, jnp.full(len(tokens), epoch, jnp.int32), cells)
-    return jax.device_get(mask_cells(tokens, keys, V, settings))
+    epochs = np.full(len(tokens), epoch)
+    return masking.mask_cells(tokens, seed, epochs, cells, V, settings, special)
 
 
 def selected_of(cells: masking.MaskedCells) -> np.ndarray:
@@ -39,14 +43,86 @@ def selected_of(cells: masking.MaskedCells) -> np.ndarray:
     return selected
 
 
+def mixed(state: int) -> int:
+    """SplitMix64's output, in whole numbers."""
+    word = (state + 0x9E3779B97F4A7C15) % 2**64
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+    return word ^ word >> 31
+
+
+def test_the_words_are_those_of_the_published_generator():
+    """First outputs after the seed 1234567, as published with other implementations."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    states = [(1234567 + k * 0x9E3779B97F4A7C15) % 2**64 for k in range(3)]
+    assert [mixed(state) for state in states] == published
+    assert [int(masking._mixed(np.uint64(state))) for state in states] == published
+
+
+def literal(tokens, settings, seed, epoch, cell, special, most):
+    """A cell's inputs, slots, labels, hidden and surplus, position by position."""
+    key = mixed(mixed(mixed(seed) ^ epoch) ^ cell)
+    words = [mixed((key + p * 0x9E3779B97F4A7C15) % 2**64) for p in range(len(tokens))]
+    first = 0 if settings.draw_special else special
+    chosen = [
+        p for p, token in enumerate(tokens)
+        if token != PAD and token >= first and words[p] // 2**32 < settings.rate * 2**32
+    ]
+    kept = sorted(sorted(chosen, key=lambda p: words[p])[:most])
+    inputs, hidden = list(tokens), []
+    for p in kept:
+        treatment, gene = divmod(mixed(words[p]), 2**32)
+        hidden.append(treatment < settings.mask_share * 2**32)
+        if hidden[-1]:
+            inputs[p] = MASK
+        elif treatment < (settings.mask_share + settings.random_share) * 2**32:
+            inputs[p] = first + gene * (V - first) // 2**32
+    empty = most - len(kept)
+    labels = [tokens[p] for p in kept] + empty * [-1]
+    return inputs, kept + empty * [0], labels, hidden + empty * [False], len(chosen) - len(kept)
+
+
+@of_test(max_examples=200, deadline=None)
+@given(st.data())
+def test_masks_are_those_of_a_literal_reference(data):
+    length = data.draw(st.integers(1, 40))
+    shape = st.lists(st.integers(0, V - 1), min_size=length, max_size=length)
+    tokens = np.array(data.draw(st.lists(shape, min_size=1, max_size=3)), np.int32)
+    rate, mask_share = (data.draw(st.floats(0.01, 0.99)) for _ in range(2))
+    random_share = (1 - mask_share) * data.draw(st.sampled_from((0.0, 0.5, 0.99)))
+    settings = masking.MaskingSettings(rate, mask_share, random_share, data.draw(st.booleans()))
+    special, seed = data.draw(st.sampled_from((2, 4))), data.draw(st.integers(0, 2**63))
+    epochs = np.array(data.draw(st.lists(st.integers(0, 9), min_size=3, max_size=3)))
+    cells = np.array(data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=3, max_size=3)))
+    keys = epochs[: len(tokens)].astype(np.int32), cells[: len(tokens)].astype(np.uint32)
+    before = tokens.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        most = data.draw(st.integers(1, length))
+        patch.setattr(masking, "capacity", lambda length, rate: most)
+        found = masking.mask_cells(tokens, seed, *keys, V, settings, special)
+    np.testing.assert_array_equal(tokens, before)
+    assert [of.dtype for of in found] == [np.int32] * 3 + [bool, np.int32]
+    for b, cell in enumerate(tokens.tolist()):
+        names = settings, seed, int(epochs[b]), int(cells[b]), special, most
+        for of, wanted in zip(found, literal(cell, *names), strict=True):
+            np.testing.assert_array_equal(of[b], wanted)
+
+
 def test_a_cells_masks_do_not_depend_on_how_far_it_is_padded(tokens):
     short = tokens[(tokens != PAD).sum(1) <= 120]
     wide, cut = draw(short), draw(short[:, :128])
     assert len(short) > 100
     np.testing.assert_array_equal(cut.inputs_BxL, wide.inputs_BxL[:, :128])
     np.testing.assert_array_equal(selected_of(cut), selected_of(wide)[:, :128])
-    np.testing.assert_array_equal(cut.known_BxV, wide.known_BxV)
+    most = cut.slots_BxM.shape[1]
+    np.testing.assert_array_equal(cut.labels_BxM, wide.labels_BxM[:, :most])
     assert not cut.surplus_B.any() and not selected_of(wide)[:, 128:].any()
+
+
+def test_empty_cells_have_no_slots():
+    empty = draw(np.zeros((4, 32), np.int32), dataclasses.replace(BERT, draw_special=True))
+    assert not any(of.any() for of in (empty.inputs_BxL, empty.slots_BxM, empty.hidden_BxM))
+    assert (empty.labels_BxM == -1).all() and not empty.surplus_B.any()
 
 
 def within(successes: int, trials: int, share: float) -> bool:
@@ -110,43 +186,41 @@ def test_random_genes_are_special_only_where_asked(tokens):
 
 def test_random_genes_come_after_all_tokens_that_are_none(tokens):
     always = dataclasses.replace(BERT, mask_share=0.0, random_share=1.0)
-    keys = masking.draw_keys(0, jnp.zeros(B, jnp.int32), np.arange(B, dtype=np.uint32))
     for special in (2, 4):
-        cells = jax.device_get(mask_cells(tokens, keys, V, always, special))
+        cells = draw(tokens, always, special=special)
         assert cells.inputs_BxL[selected_of(cells)].min() == special
-    asked = dataclasses.replace(always, draw_special=True)
-    cells = jax.device_get(mask_cells(tokens, keys, V, asked, 4))
+    cells = draw(tokens, dataclasses.replace(always, draw_special=True), special=4)
     assert cells.inputs_BxL[selected_of(cells)].min() == 0
 
 
 def test_what_stands_around_a_cell_is_selected_only_where_asked():
     tokens = np.zeros((64, 40), np.int32)
     tokens[:, 0], tokens[:, 1:21], tokens[:, 21] = 2, np.arange(4, 24), 3
-    keys = masking.draw_keys(0, jnp.zeros(64, jnp.int32), np.arange(64, dtype=np.uint32))
-    cells = jax.device_get(mask_cells(tokens, keys, V, BERT, 4))
+    cells = draw(tokens, special=4)
     assert cells.labels_BxM.max() < 24 and set(cells.labels_BxM.ravel()) == {-1, *range(4, 24)}
     assert (cells.inputs_BxL[:, 0] == 2).all() and (cells.inputs_BxL[:, 21] == 3).all()
-    assert cells.known_BxV[:, [PAD, 2, 3]].all()
-    as_published = dataclasses.replace(BERT, draw_special=True)
-    cells = jax.device_get(mask_cells(tokens, keys, V, as_published, 4))
+    assert known_genes(cells, V)[:, np.array([PAD, 2, 3])].all()
+    cells = draw(tokens, dataclasses.replace(BERT, draw_special=True), special=4)
     assert set(cells.labels_BxM.ravel()) == {-1, *range(2, 24)}
 
 
 def test_known_is_what_stands_unselected(tokens):
-    cells = draw(tokens)
-    selected = selected_of(cells)
-    for cell in range(B):
-        known = np.zeros(V, bool)
-        known[tokens[cell, ~selected[cell]]] = True
-        np.testing.assert_array_equal(cells.known_BxV[cell], known)
-        assert known[PAD] == (tokens[cell] == PAD).any()
+    full = np.random.default_rng(1).integers(2, 60, (20, L)).astype(np.int32)  # genes stand twice
+    for given_tokens in (tokens, full):
+        cells = draw(given_tokens)
+        selected, found = selected_of(cells), np.asarray(known_genes(cells, V))
+        assert found.dtype == bool and found.shape == (len(given_tokens), V)
+        for cell, of_cell in enumerate(given_tokens):
+            known = np.zeros(V, bool)
+            known[of_cell[~selected[cell]]] = True
+            np.testing.assert_array_equal(found[cell], known)
+            assert known[PAD] == (of_cell == PAD).any()
 
 
 def test_surplus_positions_stay_unmasked_and_are_counted(tokens, monkeypatch):
     free = draw(tokens)
     monkeypatch.setattr(masking, "capacity", lambda length, rate: 20)
-    settings = dataclasses.replace(BERT, rate=0.15, random_share=0.10000001)  # traced anew
-    cells = draw(tokens, settings)
+    cells = draw(tokens)
     wanted, kept = selected_of(free), selected_of(cells)
     assert cells.labels_BxM.shape == (B, 20) and (wanted & kept == kept).all()
     np.testing.assert_array_equal(kept.sum(1), np.minimum(wanted.sum(1), 20))
@@ -154,7 +228,8 @@ def test_surplus_positions_stay_unmasked_and_are_counted(tokens, monkeypatch):
     assert 0 < (cells.surplus_B > 0).sum() < B
     np.testing.assert_array_equal(cells.inputs_BxL[~kept], tokens[~kept])
     dropped = wanted & ~kept
-    assert cells.known_BxV[np.nonzero(dropped)[0], tokens[dropped]].all()
+    known = np.asarray(known_genes(cells, V))
+    assert known[np.nonzero(dropped)[0], tokens[dropped]].all()
     # Which ones stay unmasked is chance, not rank: early and late ones alike.
     over = wanted.sum(1) > 20
     places = [np.flatnonzero(drop[want]) / want.sum() for drop, want in
@@ -180,11 +255,31 @@ def test_a_draw_is_a_function_of_seed_epoch_and_cell(tokens):
         np.testing.assert_array_equal(a, b[shuffled])
     few = draw(tokens[:8], cells=np.arange(8, dtype=np.uint32))
     np.testing.assert_array_equal(few.inputs_BxL, cells.inputs_BxL[:8])
-    selected = selected_of(cells)
-    for changed in ({"epoch": 1}, {"seed": 1}, {"cells": np.arange(1, B + 1, dtype=np.uint32)}):
-        other = selected_of(draw(tokens, **changed))
-        # Independent draws of 15 % share 15 % of what the first selected.
-        assert (other & selected).sum() < 0.25 * selected.sum()
+
+
+def test_draws_of_other_seeds_epochs_cells_and_positions_are_independent():
+    """Each share of what both select, and of what both hide, is the product of their shares."""
+    full = np.broadcast_to(np.arange(2, L + 2, dtype=np.int32), (B, L))
+    cells = draw(full)
+    selected, hidden = selected_of(cells), cells.inputs_BxL == MASK
+    others = [{"epoch": 1}, {"seed": 1}, {"epoch": 2, "seed": 3}]
+    others += [{"cells": np.arange(by, B + by, dtype=np.uint32)} for by in (1, 2, 256, 2**31)]
+    pairs = [(selected, selected_of(draw(full, **o)), 0.15) for o in others]
+    pairs += [(hidden, draw(full, **o).inputs_BxL == MASK, 0.12) for o in others]
+    for away in (1, 2, 7, 64):
+        pairs += [(of[:, away:], of[:, :-away], share)
+                  for of, share in ((selected, 0.15), (hidden, 0.12))]
+    for one, other, share in pairs:
+        assert within((one & other).sum(), one.size, share**2)
+    # Whether a selected position is hidden says nothing of the gene that another gets, nor of how
+    # small the draw was that selected it.
+    random = selected & ~hidden & (cells.inputs_BxL != full)
+    high = cells.inputs_BxL[random] >= (V + 2) // 2
+    assert within(high.sum(), high.size, 0.5)
+    beside = hidden[:, :-1][random[:, 1:]]
+    assert within(beside.sum(), beside.size, 0.12)
+    small = selected_of(draw(full, dataclasses.replace(BERT, rate=0.05)))
+    assert (small & selected == small).all() and within((small & hidden).sum(), small.sum(), 0.8)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from scaling.pretrain.objectives import Loss, ObjectiveSettings, objective
 
 L, V, D = 40, 150, 5
 LENGTHS = (40, 23, 1, 31, 7)
-COUNTS = [2, 0, 0, 5, 4]  # masked positions of each cell under the mask seed
+MASK_SEED = 20
+COUNTS = [2, 4, 0, 3, 1]  # masked positions of each cell under the mask seed
 MASKING = masking.MaskingSettings(0.15, 0.8, 0.1, False)
 CAB = ObjectiveSettings("cab", "recalibrated", "cosine", 0.15, "masked_pairs")
 KINDS = [
@@ -42,12 +43,16 @@ def masked() -> tuple[np.ndarray, masking.MaskedCells, np.ndarray]:
     tokens = np.zeros((len(LENGTHS), L), np.int32)
     for cell, length in zip(tokens, LENGTHS, strict=True):
         cell[:length] = rng.permutation(np.arange(2, V))[:length]
-    keys = masking.draw_keys(1, jnp.zeros(len(tokens), jnp.int32), jnp.arange(len(tokens)))
-    cells = jax.device_get(masking.mask_cells(tokens, keys, V, MASKING))
+    draw = MASK_SEED, np.zeros(len(tokens), np.int32), np.arange(len(tokens))
+    cells = masking.mask_cells(tokens, *draw, V, MASKING)
     selected = np.zeros(tokens.shape, bool)
     for cell, slot in np.argwhere(cells.labels_BxM >= 0):
         selected[cell, cells.slots_BxM[cell, slot]] = True
     return tokens, cells, selected
+
+
+def known(cells: masking.MaskedCells) -> jax.Array:
+    return masking.known_genes(cells, V)
 
 
 def inputs() -> list[np.ndarray]:
@@ -105,7 +110,7 @@ def compiled(kind: ObjectiveSettings):
 
     def loss(hidden_BxLxD, embedding, bias):
         hidden_BxMxD = jnp.take_along_axis(hidden_BxLxD, cells.slots_BxM[..., None], axis=1)
-        return objective(hidden_BxMxD, embedding, bias, cells, kind)[0].value(kind)
+        return objective(hidden_BxMxD, embedding, bias, cells, known(cells), kind)[0].value(kind)
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
 
@@ -161,7 +166,8 @@ def test_no_masked_position_is_no_loss_and_no_gradient():
     for kind in (CAB, KINDS[1]):
 
         def loss(*arrays, kind=kind):
-            sums, _ = objective(hidden[:, : cells.slots_BxM.shape[1]], *arrays, nothing, kind)
+            states = hidden[:, : cells.slots_BxM.shape[1]]
+            sums, _ = objective(states, *arrays, nothing, known(nothing), kind)
             return sums.value(kind)
 
         value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(embedding, bias)
@@ -203,7 +209,7 @@ def test_the_implementation_that_is_named_computes_the_loss(name):
     def program(implementation):
         kind = dataclasses.replace(CAB, name=name, implementation=implementation)
         arrays = states, embedding, bias
-        return str(jax.make_jaxpr(lambda *a: objective(*a, cells, kind)[0])(*arrays))
+        return str(jax.make_jaxpr(lambda *a: objective(*a, cells, known(cells), kind)[0])(*arrays))
 
     assert program("default") == program("blocked") != program("reference")
     with pytest.raises(ValueError, match="objective.implementation is 'fast'; one of default"):

@@ -12,7 +12,6 @@ from scaling.pretrain import masking
 from scaling.pretrain.batches import cell_hashes
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.predictions import cell_metrics
-from scaling.pretrain.step import HELD_OUT_SEED
 
 BATCH = 64
 
@@ -33,9 +32,8 @@ def score_model(
     Returns:
       Rows {score, value, n, positions, read_from}; loss in nats.
     """
-    special = len(corpus.vocabulary.special)
-    step = functools.partial(_predict, params, model=model, mask=mask, special=special)
-    return _score(step, model.length, corpus, rows)
+    step = functools.partial(_predict, params, model=model)
+    return _score(step, model.length, mask, corpus, rows)
 
 
 def score_floors(
@@ -54,9 +52,8 @@ def score_floors(
       corpus: of the cells.
       rows: the held-out cells.
     """
-    special = len(corpus.vocabulary.special)
-    step = functools.partial(_floors, jnp.asarray(frequency_V), mask=mask, special=special)
-    scored = _score(step, length, corpus, rows)
+    step = functools.partial(_floors, jnp.asarray(frequency_V))
+    scored = _score(step, length, mask, corpus, rows)
     return {
         name: [{**row, "read_from": None} for row in scored if row["read_from"] == name]
         for name in ("copy_input", "most_frequent")
@@ -70,14 +67,14 @@ def token_frequency(corpus: Corpus, rows: np.ndarray, length: int) -> np.ndarray
     return np.bincount(genes, minlength=len(corpus.vocabulary))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mask", "special"))
-def _predict(params, tokens_BxL, cell_B, *, model, mask, special):
+@functools.partial(jax.jit, static_argnames="model")
+def _predict(params, cells: masking.MaskedCells, *, model):
     encoder = RankEncoder(model, len(params["bias"]))
-    cells = _masked(tokens_BxL, cell_B, encoder.vocabulary, mask, special)
+    known_BxV = masking.known_genes(cells, encoder.vocabulary)
     hidden_BxMxD = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
     arrays = hidden_BxMxD, params["embedding"], params["bias"], cells.labels_BxM
     # Blocked: the compiler cuts it over devices, which it cannot do with a kernel.
-    from_q = cab_loss(*arrays, cells.known_BxV, similarity="none", implementation="blocked")
+    from_q = cab_loss(*arrays, known_BxV, similarity="none", implementation="blocked")
     from_p = masked_lm_loss(*arrays, implementation="blocked")
     hidden_only = jnp.where(cells.hidden_BxM, cells.labels_BxM, -1)
     from_hidden = masked_lm_loss(*arrays[:3], hidden_only, implementation="blocked")
@@ -86,31 +83,26 @@ def _predict(params, tokens_BxL, cell_B, *, model, mask, special):
         ("P", "mask"): from_hidden.cross_entropy,
         ("Q", "selected"): from_q.cross_entropy,
     }
-    return _judged(cells, {"P": from_q.top_p_BxM, "Q": from_q.top_q_BxM}), nats
+    return _judged(cells, known_BxV, {"P": from_q.top_p_BxM, "Q": from_q.top_q_BxM}), nats
 
 
-@functools.partial(jax.jit, static_argnames=("mask", "special"))
-def _floors(frequency_V, tokens_BxL, cell_B, *, mask, special):
-    cells = _masked(tokens_BxL, cell_B, len(frequency_V), mask, special)
-    likely_B = jnp.argmax(jnp.where(cells.known_BxV, -1, frequency_V), axis=1)
+@jax.jit
+def _floors(frequency_V, cells: masking.MaskedCells):
+    known_BxV = masking.known_genes(cells, len(frequency_V))
+    likely_B = jnp.argmax(jnp.where(known_BxV, -1, frequency_V), axis=1)
     tops = {
         "copy_input": jnp.take_along_axis(cells.inputs_BxL, cells.slots_BxM, axis=1),
         "most_frequent": jnp.broadcast_to(likely_B[:, None], cells.slots_BxM.shape),
     }
-    return _judged(cells, tops), {}
+    return _judged(cells, known_BxV, tops), {}
 
 
-def _masked(tokens_BxL, cell_B, vocabulary, mask, special) -> masking.MaskedCells:
-    keys_B = masking.draw_keys(HELD_OUT_SEED, jnp.zeros_like(cell_B), cell_B)
-    return masking.mask_cells(tokens_BxL, keys_B, vocabulary, mask, special)
-
-
-def _judged(cells: masking.MaskedCells, tops: dict) -> dict:
+def _judged(cells: masking.MaskedCells, known_BxV: jax.Array, tops: dict) -> dict:
     """For each reading and kind of position: metrics of cells, and what was counted."""
     counted = {"mask": cells.hidden_BxM, "selected": cells.labels_BxM >= 0}
     return {
         (reading, kind): {
-            "of_cells": cell_metrics(top_BxM, cells.labels_BxM, counted_BxM, cells.known_BxV),
+            "of_cells": cell_metrics(top_BxM, cells.labels_BxM, counted_BxM, known_BxV),
             "top": jnp.where(counted_BxM, top_BxM, -1),
             "true": jnp.where(counted_BxM, cells.labels_BxM, -1),
         }
@@ -119,21 +111,24 @@ def _judged(cells: masking.MaskedCells, tops: dict) -> dict:
     }
 
 
-def _score(step, length: int, corpus: Corpus, rows: np.ndarray) -> list[dict]:
+def _score(step, length: int, mask, corpus: Corpus, rows: np.ndarray) -> list[dict]:
     """Runs a step over all cells and adds up what it found; nothing is averaged before."""
-    judged, nats = [], []
+    judged, nats, genes = [], [], corpus.vocabulary
+    draw = masking.HELD_OUT_SEED, np.zeros(BATCH, np.int32)
     cell = cell_hashes(corpus.obs["cell_id"].to_numpy()[rows])
     for start in range(0, len(rows), BATCH):
         tokens = corpus.tokens(rows[start : start + BATCH], length)
         short = BATCH - len(tokens)  # filled with empty cells, which have no position to count
         hashes = np.pad(cell[start : start + BATCH], (0, short))
-        found = jax.device_get(step(np.pad(tokens, ((0, short), (0, 0))), hashes))
+        tokens = np.pad(tokens, ((0, short), (0, 0)))
+        shares = len(genes), mask, len(genes.special)
+        found = jax.device_get(step(masking.mask_cells(tokens, *draw, hashes, *shares)))
         judged.append(found[0])
         nats.append(found[1])
     scores = []
     for reading, kind in judged[0]:
         parts = [batch[reading, kind] for batch in judged]
-        found = _summary(parts, len(corpus.vocabulary))
+        found = _summary(parts, len(genes))
         if (reading, kind) in nats[0]:
             positions = found["coverage"][1]
             loss = sum(float(batch[reading, kind]) for batch in nats) / max(positions, 1)

@@ -8,7 +8,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.pretrain import optimizer, sharding, step
+from scaling.pretrain import masking, optimizer, sharding, step
 
 
 def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
@@ -25,23 +25,20 @@ def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
     """
     devices = topologies.get_topology_desc(topology, "tpu").devices
     mesh = sharding.make_mesh(run.devices, run.train.batch, devices)
-    batch = {
-        "tokens": np.zeros((run.train.batch, run.model.length), np.int32),
-        "epoch": np.zeros(run.train.batch, np.int32),
-        "cell": np.zeros(run.train.batch, np.uint32),
-    }
+    size, length = run.train.batch, run.model.length
+    empty, zeros = np.zeros((size, length), np.int32), np.zeros(size, np.uint32)
+    batch = masking.mask_cells(empty, 0, zeros, zeros, genes, run.masking)
     params = jax.eval_shape(lambda: step.initial_params(0, run.model, genes))
     moments = jax.eval_shape(optimizer.optimizer(run.train, 1_000).init, params)
     state = step.State(params, moments, np.zeros((), np.int32))
     state = jax.tree.map(_placed, state, sharding.shardings(state, mesh))
     cells = NamedSharding(mesh, P(sharding.CELLS))
-    seeds = {"init": np.uint32(0), "mask": np.uint32(0)}
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.train_step.lower(
             state,
-            {name: _placed(array, cells) for name, array in batch.items()},
-            seeds,
+            jax.tree.map(lambda array: _placed(array, cells), batch),
+            np.uint32(0),
             program=run.program(),
             steps=1_000,
         )

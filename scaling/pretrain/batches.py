@@ -1,4 +1,4 @@
-"""A corpus, a subset of its cells and a plan -> batches, each a pure function of its number."""
+"""A corpus, cells of it, a plan and a seed -> masked batches, each a function of its number."""
 
 import hashlib
 
@@ -7,24 +7,28 @@ import jax
 import numpy as np
 
 from scaling.corpus.shards import Corpus
+from scaling.pretrain import masking
 from scaling.pretrain.plan import Plan
 
 
 class Batches(grain.sources.RandomAccessDataSource):
-    """Batch number -> this host's part of it: tokens [B, L], cell [B], epoch [B].
+    """Batch number -> this host's part of it, masked: `MaskedCells` of NumPy arrays.
 
     L is the least of the padded lengths that holds the longest cell of the global batch, so that
     every host has the same.
-
-    Attributes of a batch:
-      tokens: int32, rank tokens.
-      cell: uint32, hash of the cell's id.
-      epoch: int32, pass over the subset.
     """
 
     def __init__(
-        self, corpus: Corpus, rows: np.ndarray, plan: Plan, steps: int, padded: tuple[int, ...]
+        self,
+        corpus: Corpus,
+        rows: np.ndarray,
+        plan: Plan,
+        steps: int,
+        padded: tuple[int, ...],
+        masks: masking.MaskingSettings,
+        seed: int,
     ):
+        self._masks, self._seed = masks, seed
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
         self._steps, self._padded = steps, padded
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
@@ -33,16 +37,13 @@ class Batches(grain.sources.RandomAccessDataSource):
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> masking.MaskedCells:
         chosen, epochs = self._plan.at(step)
         part = self._plan.batch // jax.process_count()
         mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-        rows, length = self._rows[chosen[mine]], self._length(chosen)
-        return {
-            "tokens": self._corpus.tokens(rows, length),
-            "cell": self._cells[chosen[mine]],
-            "epoch": epochs[mine].astype(np.int32),
-        }
+        tokens = self._corpus.tokens(self._rows[chosen[mine]], self._length(chosen))
+        draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
+        return masking.mask_cells(tokens, *draw, len(genes), self._masks, len(genes.special))
 
     def _length(self, chosen: np.ndarray) -> int:
         return self._padded[np.searchsorted(self._padded, self._lengths[chosen].max())]

@@ -14,17 +14,17 @@ import optax
 from kernels.cab import bench, cab_loss, masked_lm_loss
 from scaling.corpus import alone
 from scaling.corpus import bench as measures
+from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.pretrain import feeding, masking, optimizer, step
 from scaling.pretrain.model import RankEncoder
 
 STEPS = 1_000  # of the learning rate's schedule
 BUCKETS = 32  # lengths to pad to, at most: the README's advice for cells of unlike lengths
-SEEDS = {"init": np.uint32(0), "mask": np.uint32(0)}
 
 
 def steps(settings: step.RunSettings, vocabulary: int, cells: int) -> dict[str, bench.Case]:
-    """One whole training step with each objective: masking, model, loss, AdamW, metrics.
+    """One whole training step with each objective: model, loss, AdamW, metrics.
 
     Args:
       settings: model, masking and training; the objective's name is replaced.
@@ -40,13 +40,13 @@ def steps(settings: step.RunSettings, vocabulary: int, cells: int) -> dict[str, 
             params = step.initial_params(0, settings.model, vocabulary)
             moments = optimizer.optimizer(settings.train, STEPS).init(params)
             state = step.State(params, moments, jnp.int32(0))
-            batch = _batch(settings.model.length, vocabulary, cells)
-            args = state, batch, SEEDS
+            batch = _masked(_tokens(settings, vocabulary, cells), vocabulary, settings)
+            args = state, batch, np.uint32(0)
             compiled = step.train_step.lower(*args, program=program, steps=STEPS).compile()
 
             def run():
                 nonlocal state
-                state, logged = compiled(state, batch, SEEDS)
+                state, logged = compiled(state, *args[1:])
                 return logged
 
             return bench.Program(compiled, run)
@@ -66,9 +66,8 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
     def case_of(loss) -> bench.Case:
         def case() -> bench.Program:
             params = step.initial_params(0, settings.model, vocabulary)
-            batch = _batch(settings.model.length, vocabulary, 1)
-            keys_B = masking.draw_keys(0, batch["epoch"], batch["cell"])
-            cells = masking.mask_cells(batch["tokens"], keys_B, vocabulary, settings.masking)
+            tokens = _tokens(settings, vocabulary, 1)
+            cells = _masked(tokens, vocabulary, settings)
             model = RankEncoder(settings.model, vocabulary)
 
             def of_params(params):
@@ -76,7 +75,7 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
                     rngs, read = {"dropout": jax.random.key(0)}, (cells.inputs_BxL, slots)
                     return model.apply({"params": params}, *read, np.arange(1), rngs=rngs)
 
-                return loss(states, params["embedding"], params["bias"], cells, batch["tokens"])
+                return loss(states, params["embedding"], params["bias"], cells, tokens)
 
             compiled = jax.jit(jax.value_and_grad(of_params)).lower(params).compile()
             return bench.Program(compiled, lambda: compiled(params))
@@ -114,8 +113,6 @@ def corpora(
 def feed(cells: measures.Cells, batch: int, masks: dict, rounds: int) -> dict:
     """Masked batches of the same cells from our corpus and from the plain data set.
 
-    "unmasked" are our batches before they are masked, which is the host's part of the work.
-
     Args:
       cells: the files.
       batch: cells of a batch.
@@ -131,24 +128,26 @@ def feed(cells: measures.Cells, batch: int, masks: dict, rounds: int) -> dict:
     taken = {
         "ours": alone.run(feeding.seconds, *ours, masks, rounds),
         "plain": alone.run(feeding.plain_seconds, *plainly, masks, rounds),
-        "unmasked": alone.run(feeding.seconds, *ours, None, rounds),
     }
     more = {"batch": batch, "buckets": BUCKETS}
     return measures.row("feeding", "cells/s", batches * batch, taken, **more)
 
 
-def _batch(length: int, vocabulary: int, cells: int) -> dict[str, np.ndarray]:
+def _tokens(settings: step.RunSettings, vocabulary: int, cells: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    genes = [rng.permutation(np.arange(2, vocabulary))[:length] for _ in range(cells)]
-    return {
-        "tokens": np.stack(genes).astype(np.int32),
-        "epoch": np.zeros(cells, np.int32),
-        "cell": np.arange(cells, dtype=np.uint32),
-    }
+    first, length = len(SPECIAL), settings.model.length
+    genes = [rng.permutation(np.arange(first, vocabulary))[:length] for _ in range(cells)]
+    return np.stack(genes).astype(np.int32)
+
+
+def _masked(tokens, vocabulary: int, settings: step.RunSettings) -> masking.MaskedCells:
+    epoch, cell = np.zeros(len(tokens), np.int32), np.arange(len(tokens))
+    return masking.mask_cells(tokens, 0, epoch, cell, vocabulary, settings.masking)
 
 
 def _cab(states, embedding, bias, cells, tokens):
-    out = cab_loss(states(cells.slots_BxM), embedding, bias, cells.labels_BxM, cells.known_BxV)
+    known = masking.known_genes(cells, len(embedding))
+    out = cab_loss(states(cells.slots_BxM), embedding, bias, cells.labels_BxM, known)
     return out.cross_entropy + out.similarity
 
 

@@ -14,18 +14,11 @@ from scaling.corpus.tokens import MASK, PAD
 
 
 def seconds(
-    corpus: str,
-    length: int,
-    buckets: int,
-    batch: int,
-    steps: int,
-    masks: dict | None,
-    passes: int,
+    corpus: str, length: int, buckets: int, batch: int, steps: int, masks: dict, passes: int
 ) -> list[float]:
-    """Seconds of each pass over a corpus, batches being made as for a training run.
+    """Seconds of each pass over a corpus, to batches on JAX's devices as a training run gets them.
 
-    They are masked on JAX's device, as `train_step` does it. All programs are compiled, and a
-    first pass made, before time is taken.
+    A first pass is made before time is taken.
 
     Args:
       corpus: its folder.
@@ -33,7 +26,7 @@ def seconds(
       buckets: lengths to pad to, at most.
       batch: cells of a batch.
       steps: batches of a pass.
-      masks: the fields of `MaskingSettings`; None hands the batches over as the host makes them.
+      masks: the fields of `MaskingSettings`.
       passes: that are timed.
     """
     import jax
@@ -43,29 +36,19 @@ def seconds(
     from scaling.pretrain.plan import Plan, padded_lengths
 
     opened = Corpus.open(pathlib.Path(corpus))
-    lengths, genes = opened.obs["length"].to_numpy(), opened.vocabulary
+    lengths, settings = opened.obs["length"].to_numpy(), masking.MaskingSettings(**masks)
     padded = padded_lengths(lengths, length, buckets)
     of_cell = np.searchsorted(padded, lengths.clip(max=padded[-1])).astype(np.uint16)
     plan, total = Plan(len(lengths), batch, 0, of_cell), steps * (passes + 1)
-    source = batches.Batches(opened, np.arange(len(lengths)), plan, total, padded)
+    rows = np.arange(len(lengths))
+    iterator = batches.iterate(
+        batches.Batches(opened, rows, plan, total, padded, settings, seed=0)
+    )
     mesh, taken = sharding.make_mesh(sharding.DeviceSettings(), batch), []
-
-    @jax.jit
-    def masked(fed: dict):
-        keys_B = masking.draw_keys(0, fed["epoch"], fed["cell"])
-        settings, special = masking.MaskingSettings(**masks), len(genes.special)
-        return masking.mask_cells(fed["tokens"], keys_B, len(genes), settings, special)
-
-    def hand_over(fed: dict):
-        return fed if masks is None else masked(sharding.shard_batch(fed, mesh))
-
-    for one in padded:
-        hand_over({**source[0], "tokens": np.zeros((batch, one), np.int32)})
-    iterator = batches.iterate(source)
     for _ in range(passes + 1):
         start = time.perf_counter()
         for _ in range(steps):
-            last = hand_over(next(iterator))
+            last = sharding.shard_batch(next(iterator), mesh)
         jax.block_until_ready(last)
         taken.append(time.perf_counter() - start)
     return taken[1:]

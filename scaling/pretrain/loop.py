@@ -12,10 +12,10 @@ from tqdm import tqdm
 from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
 from scaling.pretrain import batches, checkpoint, optimizer, sharding
+from scaling.pretrain.masking import HELD_OUT_SEED, MaskedCells
 from scaling.pretrain.model import ModelSettings, count_parameters
 from scaling.pretrain.plan import Plan, padded_lengths
 from scaling.pretrain.step import (
-    HELD_OUT_SEED,
     RunSettings,
     State,
     held_out_sums,
@@ -55,8 +55,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         source = _training_batches(corpus, rows, settings, steps)
         held_out = _held_out_batches(corpus, settings, mesh)
         sizes = count_parameters(params)
-        special = len(corpus.vocabulary.special)
-        clock = _train(settings, special, source, state, held_out, sizes, steps, mesh, folder)
+        clock = _train(settings, source, state, held_out, sizes, steps, mesh, folder)
     lengths = corpus.lengths(rows).clip(max=settings.model.length)
     summary = {
         "hash": name,
@@ -137,10 +136,11 @@ def _training_batches(corpus: Corpus, rows, settings: RunSettings, steps: int) -
     padded = padded_lengths(corpus.lengths(pool), settings.model.length, train.buckets)
     buckets = np.searchsorted(padded, corpus.lengths(rows).clip(max=padded[-1]))
     plan = Plan(len(rows), train.batch, train.init_seed, buckets.astype(np.uint16))
-    return batches.Batches(corpus, rows, plan, steps, padded)
+    draw = settings.masking, train.mask_seed
+    return batches.Batches(corpus, rows, plan, steps, padded, *draw)
 
 
-def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]:
+def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[MaskedCells]:
     rows = np.flatnonzero(corpus.obs["split"].to_numpy() == "held_out")
     ids = corpus.obs["cell_id"].to_numpy()[rows]
     rows = rows[subsets.order(ids, HELD_OUT_SEED)[: settings.train.held_out_cells]]
@@ -149,15 +149,15 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[dict]
     if not size:
         raise ValueError(f"{len(rows)} held-out cells are too few for {parts} devices")
     plan = Plan(len(rows), size, HELD_OUT_SEED)
-    source = batches.Batches(corpus, rows, plan, len(rows) // size, (settings.model.length,))
-    batch = [source[step] for step in range(len(source))]
-    return [sharding.shard_batch({**b, "epoch": 0 * b["epoch"]}, mesh) for b in batch]
+    padded, draw = (settings.model.length,), (settings.masking, HELD_OUT_SEED)
+    source = batches.Batches(corpus, rows, plan, len(rows) // size, padded, *draw)
+    return [sharding.shard_batch(source[step], mesh) for step in range(len(source))]
 
 
-def _train(settings, special, source, state, held_out, sizes, steps, mesh, folder):
+def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
     """Order of a turn: measure, save, fetch, dispatch, and read what the step before left."""
     train, program, clock, start = settings.train, settings.program(), {"seconds": 0.0}, 0
-    seeds = {"init": np.uint32(train.init_seed), "mask": np.uint32(train.mask_seed)}
+    seed = np.uint32(train.init_seed)
     iterator = batches.iterate(source)
     with checkpoint.manager(folder / CHECKPOINTS) as checkpoints:
         restored = checkpoint.restore(checkpoints, state, iterator)
@@ -166,13 +166,13 @@ def _train(settings, special, source, state, held_out, sizes, steps, mesh, folde
         log = _Log(folder, start, steps, train, sizes, clock["seconds"])
         with contextlib.closing(log):
             if start == 0:
-                log.held_out(0, state.params, held_out, program, special)
+                log.held_out(0, state.params, held_out, program)
             for step in range(start + 1, steps + 1):
                 batch = sharding.shard_batch(next(iterator), mesh)
-                state, logged = train_step(state, batch, seeds, program, steps, special)
+                state, logged = train_step(state, batch, seed, program, steps)
                 log.train(step, logged)
                 if step == steps or step % max(1, steps // 10) == 0:
-                    log.held_out(step, state.params, held_out, program, special)
+                    log.held_out(step, state.params, held_out, program)
                 if step == steps or step % train.checkpoint_every == 0:
                     log.flush()  # a restart goes on after this step: its row must be on disk
                     checkpoint.save(checkpoints, step, state, iterator, log.clock())
@@ -231,10 +231,10 @@ class _Log:
             {"loss": f"{row['train/loss']:.3f}", "cells/s": f"{row['cells_per_second']:.0f}"}
         )
 
-    def held_out(self, step: int, params: dict, held_out: list[dict], program, special) -> None:
+    def held_out(self, step: int, params: dict, held_out: list[MaskedCells], program) -> None:
         """Measures the loss of held-out cells, from sums over all of them."""
         self.flush()
-        parts = [held_out_sums(params, batch, program, special) for batch in held_out]
+        parts = [held_out_sums(params, batch, program) for batch in held_out]
         total = jax.device_get(jax.tree.map(lambda *leaves: sum(leaves), *parts))
         row = {
             "held_out/loss": float(total.value(program.objective)),

@@ -89,6 +89,7 @@ def objective(
     embedding_VxD: jax.Array,
     bias_V: jax.Array,
     cells: MaskedCells,
+    known_BxV: jax.Array,
     settings: ObjectiveSettings,
 ) -> tuple[Loss, CabLoss]:
     """Loss of a batch and the genes it predicts; definitions in `kernels.cab`."""
@@ -105,7 +106,7 @@ def objective(
         similarity=settings.similarity if settings.name == "cab" else "none",
         implementation=named,
     )
-    out = _over_mesh(blocking, *arrays, cells.known_BxV)
+    out = _over_mesh(blocking, *arrays, known_BxV)
     similarity = out.similarity
     if (settings.name, settings.variant, settings.denominator) == ("cab", "plain", "published"):
         padding_B = (cells.inputs_BxL == PAD).sum(1).astype(similarity.dtype)

@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -122,7 +121,6 @@ def gather(params):
     return jax.lax.with_sharding_constraint(params, specs(params, kept))
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Cuts the host's part of a global batch over its devices, along the first axis."""
-    rows = NamedSharding(mesh, P(CELLS))
-    return {k: jax.make_array_from_process_local_data(rows, v) for k, v in batch.items()}
+def shard_batch(batch, mesh: Mesh):
+    """Cuts the host's part of a global batch over its devices, each array along its first axis."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(CELLS)), batch)

@@ -11,13 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scaling.corpus.tokens import SPECIAL
 from scaling.pretrain import masking, optimizer, predictions, sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.objectives import Loss, ObjectiveSettings, denominators, objective
 from scaling.pretrain.sharding import DeviceSettings
-
-HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,27 +77,21 @@ class State:
     step: jax.Array
 
 
-@functools.partial(
-    jax.jit, static_argnames=("program", "steps", "special"), donate_argnames="state"
-)
+@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="state")
 def train_step(
-    state: State,
-    batch: dict,
-    seeds: dict,
-    program: RunSettings,
-    steps: int,
-    special: int = len(SPECIAL),
+    state: State, cells: masking.MaskedCells, seed: int, program: RunSettings, steps: int
 ):
     """One update; a pure function of its arguments. Returns (state, numbers to be logged).
 
-    The vocabulary's first `special` tokens are no genes: see `masking.mask_cells`.
+    Args:
+      state: is given up.
+      cells: the batch.
+      seed: init seed, of dropout.
+      program: see `RunSettings.program`.
+      steps: of the whole run.
     """
     model = RankEncoder(program.model, len(state.params["bias"]))
-    keys_B = masking.draw_keys(seeds["mask"], batch["epoch"], batch["cell"])
-    cells = masking.mask_cells(
-        batch["tokens"], keys_B, model.vocabulary, program.masking, special
-    )
-    dropout = jax.random.fold_in(jax.random.key(seeds["init"]), state.step)
+    dropout = jax.random.fold_in(jax.random.key(seed), state.step)
     of_batch = denominators(cells, program.objective)
 
     def loss(params, cells, place_B):
@@ -108,9 +99,10 @@ def train_step(
         read = cells.inputs_BxL, cells.slots_BxM, place_B
         hidden_BxMxD = model.apply({"params": params}, *read, rngs={"dropout": dropout})
         arrays = hidden_BxMxD, params["embedding"], params["bias"]
-        sums, out = objective(*arrays, cells, program.objective)
+        known_BxV = masking.known_genes(cells, model.vocabulary)
+        sums, out = objective(*arrays, cells, known_BxV, program.objective)
         of_cells = predictions.cell_metrics(
-            out.top_p_BxM, cells.labels_BxM, cells.hidden_BxM, cells.known_BxV
+            out.top_p_BxM, cells.labels_BxM, cells.hidden_BxM, known_BxV
         )
         logged = {
             "sums": sums,
@@ -124,7 +116,7 @@ def train_step(
 
     gradients = jax.value_and_grad(loss, has_aux=True)
     parts = program.devices.micro_batches
-    places_B = jnp.arange(len(batch["tokens"]), dtype=jnp.int32)
+    places_B = jnp.arange(len(cells.inputs_BxL), dtype=jnp.int32)
     if parts == 1:
         (value, logged), grads = gradients(state.params, cells, places_B)
     else:
@@ -153,21 +145,15 @@ def _added_up(gradients, params: dict, of_cells, parts: int):
     return jax.lax.scan(add, zeros, of_parts)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("program", "special"))
-def held_out_sums(
-    params: dict, batch: dict, program: RunSettings, special: int = len(SPECIAL)
-) -> Loss:
-    """Loss parts of held-out cells under their fixed masks, without dropout."""
+@functools.partial(jax.jit, static_argnames="program")
+def held_out_sums(params: dict, cells: masking.MaskedCells, program: RunSettings) -> Loss:
+    """Loss parts of held-out cells, without dropout."""
     model = RankEncoder(program.model, len(params["bias"]))
-    keys_B = masking.draw_keys(HELD_OUT_SEED, batch["epoch"], batch["cell"])
-    cells = masking.mask_cells(
-        batch["tokens"], keys_B, model.vocabulary, program.masking, special
-    )
     params = sharding.gather(params)
     hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
-    return objective(
-        hidden_BxMxD, params["embedding"], params["bias"], cells, program.objective
-    )[0]
+    arrays = hidden_BxMxD, params["embedding"], params["bias"]
+    known_BxV = masking.known_genes(cells, model.vocabulary)
+    return objective(*arrays, cells, known_BxV, program.objective)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocabulary"))
