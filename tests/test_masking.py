@@ -269,6 +269,8 @@ def test_draws_of_other_seeds_epochs_cells_and_positions_are_independent():
     for away in (1, 2, 7, 64):
         pairs += [(of[:, away:], of[:, :-away], share)
                   for of, share in ((selected, 0.15), (hidden, 0.12))]
+    # The words of one cell are not those of the next, moved by a position.
+    pairs += [(selected[1:, :-1], selected[:-1, 1:], 0.15)]
     for one, other, share in pairs:
         assert within((one & other).sum(), one.size, share**2)
     # Whether a selected position is hidden says nothing of the gene that another gets, nor of how
