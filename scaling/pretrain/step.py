@@ -58,7 +58,7 @@ class RunSettings:
 
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        content = json.dumps([self.content(), checksums])
+        content = json.dumps([self.content(), checksums, masking.DRAWS])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def program(self) -> "RunSettings":
