@@ -45,10 +45,13 @@ def plot_memory(row: dict, path: pathlib.Path) -> None:
     for workers in sorted({size["workers"] for size in row["sizes"]}):
         mine = [size for size in row["sizes"] if size["workers"] == workers]
         cells = [size["cells"] for size in mine]
-        for what, style in (("all", "o-"), ("largest", "x--")):
-            name = f"{workers} worker(s), {'all processes' if what == 'all' else 'largest process'}"
-            axes.plot(cells, [size[what] / 1e9 for size in mine], style, label=name)
+        memory = [size["all"] / 1e9 for size in mine]
+        axes.plot(cells, memory, "os^"[workers % 3] + "-", label=f"{workers} worker(s)")
     axes.axhline(row["goal"] / 1e9, color="grey", linewidth=1)
-    axes.set(xscale="log", xlabel="cells", ylabel="peak resident memory, GB", ylim=(0, None))
+    axes.text(cells[0], row["goal"] / 1e9, "goal", va="bottom", color="grey")
+    axes.set(xscale="log", xlabel="cells of the corpus", ylim=(0, 1.2 * row["goal"] / 1e9))
+    axes.set_ylabel("peak memory of all processes, GB")
+    axes.set_xticks(cells, [f"{count:,}" for count in cells])
+    axes.minorticks_off()
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
