@@ -1,5 +1,6 @@
 """Runs that stop and go on to the bit, on many devices as on one, and records that tell of it."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from scaling.evaluate import masked_genes
-from scaling.pretrain import batches, checkpoint, loop, masking, objectives, sharding
+from scaling.pretrain import batches, checkpoint, loop, masking, objectives, optimizer, sharding
 from scaling.pretrain.loop import RunSettings, pretrain
 from scaling.pretrain.model import ModelSettings
 from scaling.pretrain.optimizer import TrainSettings
@@ -257,6 +258,41 @@ def test_every_mesh_gives_what_one_device_gives(
     for params in (ours, one):  # no score depends on it: its gradients are rounding, which Adam
         del params["layer_0"]["attention"]["key"]["bias"]  # makes large
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), ours, one)
+
+
+def collectives(fsdp: int, tensor: int) -> collections.Counter:
+    """(kind, shape of a device's result) of each collective of a compiled step on 8 devices."""
+    settings = dataclasses.replace(
+        train(steps=5), devices=sharding.DeviceSettings(fsdp, tensor)
+    )
+    mesh = sharding.make_mesh(settings.devices, 16)
+    tokens = np.stack([np.random.default_rng(k).permutation(298)[:128] + 2 for k in range(16)])
+    drawn = 0, np.zeros(16, int), np.arange(16), 300, settings.masking
+    with jax.set_mesh(mesh):
+        params = loop.initial_params(0, settings.model, 300)
+        moments = optimizer.optimizer(settings.train, 5).init(params)
+        state = sharding.place(loop.State(params, moments, np.int32(0)), mesh)
+        cells = sharding.shard_batch(masking.mask_cells(tokens.astype(np.int32), *drawn), mesh)
+        lowered = loop.train_step.lower(state, cells, np.uint32(0), settings.program(), 5)
+        program = lowered.compile().as_text()
+    found = re.findall(r"= \w+\[([\d,]*)\]\S* (all-gather|all-reduce|all-to-all)\(", program)
+    return collections.Counter((kind, tuple(map(int, shape.split(",")))) for shape, kind in found)
+
+
+def test_a_compiled_step_moves_what_the_rules_ask_for():
+    assert not any(kind == "all-gather" for kind, _ in collectives(1, 1))
+    weights = [(16, 2, 8)] * 3 + [(2, 8, 16), (16, 32), (32, 16), (16, 16), (128, 16), (300, 16)]
+    gathered = collectives(8, 1)
+    assert collections.Counter(
+        {shape: n for (kind, shape), n in gathered.items() if kind == "all-gather"}
+    ) == collections.Counter(weights)  # each that is cut, once
+    # Two devices share heads and width: states are added up twice a layer, there and back. What is
+    # gathered is the gradient of embedding and bias, whose parts of V the loss computes apart.
+    slots = masking.capacity(128, 0.15)
+    shared = collectives(1, 2)
+    assert shared["all-reduce", (4, slots, 16)] == 4
+    assert {shape for kind, shape in shared if kind == "all-gather"} == {(300, 16), (300,)}
+    assert not any(kind == "all-to-all" for kind, _ in shared)
 
 
 def test_a_run_goes_on_with_other_devices(tiny_corpus, tmp_path, monkeypatch):

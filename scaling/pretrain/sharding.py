@@ -1,7 +1,6 @@
 """Devices -> a mesh, and where batches, parameters and moments lie on it."""
 
 import dataclasses
-import math
 import re
 
 import jax
@@ -13,8 +12,8 @@ CELLS = ("data", "fsdp")  # the axes that a batch is cut along
 
 # Path of a parameter -> mesh axes of its dimensions; the first pattern that matches decides. A
 # dimension that its axes do not divide stays whole. The moments of a parameter lie as it does.
-RULES: tuple[tuple[str, tuple], ...] = (
-    (r"embedding$", (None, ("fsdp", "tensor"))),  # V x D
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embedding$", (None, "fsdp")),  # V x D; each device takes its part of V in the loss
     (r"positions$", (None, "fsdp")),  # L x D
     (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # D x H x D/H
     (r"(query|key|value)/bias$", ("tensor", None)),  # H x D/H
@@ -83,11 +82,8 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
       sizes: devices along each mesh axis that it may be cut along.
     """
     axes = next(axes for pattern, axes in RULES if re.search(pattern, path))
-    cut = []
-    for size, named in zip(shape, axes, strict=False):
-        along = tuple(n for n in (named if isinstance(named, tuple) else (named,)) if n in sizes)
-        cut.append(along if along and size % math.prod(sizes[n] for n in along) == 0 else None)
-    return P(*cut)
+    named = zip(shape, axes, strict=False)
+    return P(*(axis if axis in sizes and size % sizes[axis] == 0 else None for size, axis in named))
 
 
 def specs(tree, sizes: dict[str, int]):
