@@ -61,7 +61,7 @@ class Corpus:
             if name in (VOCABULARY, OBS, GENES) and file_checksum(folder / name) != checksum:
                 raise ValueError(f"{folder / name} is not the file that was built; build again")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        return cls(folder, manifest, vocabulary, pd.read_parquet(folder / OBS))
+        return cls(folder, manifest, vocabulary, _table(folder / OBS))
 
     @functools.cached_property
     def _shards(self) -> list[np.ndarray]:
@@ -124,7 +124,7 @@ class Corpus:
         rows = np.asarray(rows)
         if not self.has_counts(rows):
             raise ValueError(f"{self.folder} has cells of ready tokens, which have no counts")
-        genes = pd.read_parquet(self.folder / GENES)
+        genes = _table(self.folder / GENES)
         blocks, positions = [], []
         for file in self.manifest["files"]:
             at = np.flatnonzero(self.obs["dataset"].to_numpy()[rows] == file["name"])
@@ -166,6 +166,12 @@ def pad(cells: list[np.ndarray], length: int, around: tuple[int, ...] = ()) -> n
         if around:
             row[0], row[end] = around
     return tokens
+
+
+def _table(path: pathlib.Path) -> pd.DataFrame:
+    # Arrow's threads can outlive a read through a file of Python and abort the process at its end
+    # (https://github.com/apache/arrow/issues/34314).
+    return pd.read_parquet(path, use_threads=False)
 
 
 def file_checksum(path: pathlib.Path) -> str:
