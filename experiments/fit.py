@@ -15,7 +15,7 @@ NAMES = {"dataset": str, "model": str, "note": str}  # a data set may be called 
 READERS = {
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=NAMES, convert_dates=False),
     ".csv": lambda path: pd.read_csv(path, dtype=NAMES),
-    ".parquet": pd.read_parquet,
+    ".parquet": functools.partial(pd.read_parquet, use_threads=False),  # see corpus/shards.py
 }
 
 
