@@ -1,5 +1,6 @@
 """Scores table -> curves and report: python -m experiments.fit --table=scores.jsonl --out=DIR"""
 
+import functools
 import pathlib
 
 import pandas as pd
