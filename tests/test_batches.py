@@ -166,3 +166,12 @@ def test_cells_of_other_names_have_other_hashes():
     hashes = cell_hashes(np.array([f"file:{k}" for k in range(2000)]))
     assert hashes.dtype == np.uint32 and len(np.unique(hashes)) == 2000
     assert hashes.max() > 2**31
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(tiny_corpus):
+    rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:8]
+    few = dataclasses.replace(tiny_corpus.vocabulary, genes=("g",), medians=np.ones(1))
+    damaged = dataclasses.replace(tiny_corpus, vocabulary=few)
+    source = Batches(damaged, rows, Plan(8, 8, seed=0), 1, (128,), MASKS, 0)
+    with pytest.raises(ValueError, match="tokens that no gene has: a shard is damaged"):
+        source[0]

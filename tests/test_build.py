@@ -311,3 +311,26 @@ def test_the_same_settings_open_it_again_and_others_are_refused(tmp_path, many):
     os.utime(many[0], ns=(1, 1))
     with pytest.raises(ValueError, match="built with other inputs.*give another --workdir"):
         _build(tmp_path / "c", h5ad=many[0])
+
+
+def test_whole_numbers_read_the_same_with_a_missing_one_among_them(tmp_path):
+    _write(tmp_path / "a.h5ad", _counts(), d=[k % 3 for k in range(30)])
+    _write(tmp_path / "b.h5ad", _counts(seed=1), d=[None if k == 4 else k % 3 for k in range(30)])
+    _write(tmp_path / "c.h5ad", _counts(seed=2), d=[k % 3 / 2 for k in range(30)])
+    corpus = _build(tmp_path / "c", h5ad=f"{tmp_path}/*.h5ad", donor="d")
+    found = {name: set(part) for name, part in corpus.obs.groupby("dataset")["donor"]}
+    assert found == {"a": {"0", "1", "2"}, "b": {"", "0", "1", "2"}, "c": {"0.0", "0.5", "1.0"}}
+
+
+def test_a_pool_that_is_held_out_whole_is_told(tmp_path):
+    _write(tmp_path / "a.h5ad", _counts())
+    (tmp_path / "b.h5ad").hardlink_to(tmp_path / "a.h5ad")
+    given = {"h5ad": f"{tmp_path}/a.h5ad", "score_on": f"{tmp_path}/b.h5ad"}
+    with pytest.raises(ValueError, match="no training cell is left: 30 equal a held-out cell"):
+        _build(tmp_path / "c", **given)
+
+
+def test_another_corpus_gives_its_vocabulary(tmp_path, many):
+    first = _build(tmp_path / "c", h5ad=many[0])
+    again = _build(tmp_path / "d", h5ad=many[0], vocabulary=str(first.folder))
+    assert again.vocabulary.hash == first.vocabulary.hash

@@ -295,6 +295,15 @@ def test_a_compiled_step_moves_what_the_rules_ask_for():
     assert not any(kind == "all-to-all" for kind, _ in shared)
 
 
+def test_cells_that_would_have_no_gene_are_refused(tiny_corpus, tmp_path):
+    special = ("<pad>", "<mask>", "<cls>", "<eos>")
+    genes = dataclasses.replace(tiny_corpus.vocabulary, special=special)
+    short = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, length=2))
+    with pytest.raises(ValueError, match="model.length 2 leaves no gene"):
+        pretrain(short, dataclasses.replace(tiny_corpus, vocabulary=genes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_with_other_devices(tiny_corpus, tmp_path, monkeypatch):
     def on(fsdp, tensor):
         devices = sharding.DeviceSettings(fsdp, tensor)

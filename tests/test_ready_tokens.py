@@ -123,7 +123,7 @@ def test_writing_refuses_what_it_would_lose(tmp_path):
     ([5, 1, 2], "<mask> in row 31; give the cells as they were before masking", 1),
     ([5, 2, 5], "a gene stands twice in row 31", 1),
     ([5, 2, 5], "a gene stands twice in row 31", 2),
-    (None, "rows .* cannot be read .*without a list", 1),
+    (None, "row 31 has no list in input_ids", 1),
 ])
 def test_cells_that_are_not_of_the_vocabulary_are_refused(tmp_path, cell, message, workers):
     path = _saved(tmp_path / "set", [[3], *_cells(), cell])
@@ -137,7 +137,7 @@ def test_cells_of_another_version_are_noticed(tmp_path):
     wrapped = [[2, *(t + 2 for t in cell), 3] for cell in _cells()]
     wrapped = [[t for k, t in enumerate(c) if t not in c[:k]] for c in wrapped]
     plain = [[2, *(t for t in cell if t not in (2, 3)), 3] for cell in _cells()]
-    with pytest.raises(ValueError, match="all begin with 2 and end with 3, as cells between"):
+    with pytest.raises(ValueError, match="all begin with 2, which is <cls> of Geneformer V2"):
         _built(_saved(tmp_path / "set", plain), tmp_path, cells_per_shard=100)
     assert _tokens(_built(_saved(tmp_path / "v2", wrapped), tmp_path, V2)) == [
         [t for t in cell if t > 3] for cell in wrapped if set(cell) - {2, 3}
@@ -148,7 +148,7 @@ def test_cells_of_another_version_are_noticed(tmp_path):
     ("no vocabulary", "mean nothing without the vocabulary"),
     ("splits", r"splits \['train'\]; name the folders"),
     ("no tokens", "no column 'input_ids'"),
-    ("text", "input_ids holds .*string"),
+    ("text", "input_ids hold .*string.*lists of integers are read"),
     ("empty", "no cells; nothing to read|not a readable data set of tokens"),
     ("truncated", "not a readable data set of tokens|cannot be read"),
     ("state", "not a readable data set of tokens"),
@@ -265,3 +265,11 @@ def test_the_published_draw_is_the_configs():
     data = genecorpus_1m.get_config().data
     assert (data.draw, data.split_seed) == (1_200_000, 42)
     assert round(data.draw * data.held_out) == 200_000
+
+
+def test_a_draw_may_leave_a_file_out(tmp_path):
+    paths = [_write(tmp_path / f"{name}.h5ad", _counts(n)) for name, n in (("a", 90), ("b", 2))]
+    settings = {"h5ad": ",".join(map(str, paths)), "gene_column": "symbol", "draw": 10}
+    corpus = build.build(dataclasses.replace(SETTINGS, **settings), tmp_path / "corpus")
+    assert set(corpus.obs["dataset"]) == {"a"}
+    assert [file["cells"] for file in corpus.manifest["files"]] == [10, 0]

@@ -43,6 +43,8 @@ def check_label(cell_type: str, scored: list[readers.Source]) -> None:
 
 
 def _text(annotation: pd.Series) -> np.ndarray:
+    if annotation.dtype.kind == "f" and (annotation.dropna() % 1 == 0).all():
+        annotation = annotation.astype("Int64")  # numbers become floats where one is missing
     return annotation.astype(object).where(annotation.notna(), "").astype(str).to_numpy()
 
 

@@ -265,9 +265,10 @@ def _numbers(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
 
 
 def _sum(source, name: str, of: list[Piece], folder: pathlib.Path) -> np.ndarray:
-    """Sum of an array over a file's pieces."""
+    """Sum of an array over a file's pieces; zeros where none of its cells was drawn."""
     mine = [p for p in of if p.dataset == source.name]
-    return sum(_numbers(p.scanned(folder), name)[0] for p in mine)
+    start = 0 if source.tokenised else np.zeros(len(source.genes))
+    return sum((_numbers(p.scanned(folder), name)[0] for p in mine), start)
 
 
 def _name_tokenised(obs: pd.DataFrame, names: set[str]) -> None:
@@ -315,6 +316,11 @@ def _from_pool(sources, ids, union, of, leaked, obs, settings, folder) -> Vocabu
 
     for totals, counts in chunks(leaked):
         sketch.add(counts, totals, sign=-1)
+    if not (obs["split"] == "pool").any():
+        raise ValueError(
+            f"{settings.h5ad}: no training cell is left: {leaked.sum()} equal a held-out cell; is "
+            "one file named twice, or data.held_out too large?"
+        )
     kept = np.flatnonzero(sketch.detected() >= max(settings.min_cells, 1))
     if not len(kept):
         raise ValueError(

@@ -11,10 +11,11 @@ TOKENS, MEDIANS, RENAMED = "token_dictionary", "gene_median_dictionary", "ensemb
 
 
 def given(path: str) -> Vocabulary | None:
-    """The vocabulary of `data.vocabulary`: none, another corpus's file, or such a folder."""
+    """The vocabulary of `data.vocabulary`: none, another corpus or its file, or such a folder."""
     if not path:
         return None
     at = pathlib.Path(path)
+    at = at / "vocabulary.json" if (at / "vocabulary.json").is_file() else at
     return read_vocabulary(at) if at.is_dir() else Vocabulary.load(at)
 
 

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from scaling.corpus import identical, readers
 from scaling.corpus.shards import Corpus
-from scaling.corpus.tokens import END, MASK, START
+from scaling.corpus.tokens import MASK, START
 from scaling.corpus.vocabulary import Vocabulary
 
 LABELS = ("cell_id", "dataset", "split", "cell_type", "donor", "batch", "assay")
-ALIKE = 20  # cells that begin and end with the same tokens are no cells of genes alone
+ALIKE, V2_START = 20, 2  # so many cells that all begin with V2's <cls> are no cells of V1
 
 
 def genes_alone(
@@ -48,16 +48,13 @@ def genes_alone(
     if (tokens == MASK).any():
         row = cell_of[int(np.argmax(tokens == MASK))]
         raise ValueError(f"{path}: <mask> in row {row}; give the cells as they were before masking")
-    whole, ends = lengths > 1, np.cumsum(lengths)
-    first, last = tokens[(ends - lengths)[whole]], tokens[ends[whole] - 1]
-    special = len(vocabulary.special)
-    if len(first) >= ALIKE and first[0] >= special and last[0] >= special:
-        if (first == first[0]).all() and (last == last[0]).all():
-            raise ValueError(
-                f"{path}: rows {rows[0]}-{rows[-1]} all begin with {first[0]} and end with "
-                f"{last[0]}, as cells between {START} and {END} do, and in this vocabulary these "
-                f"are genes; {remedy}"
-            )
+    filled, special = lengths > 0, len(vocabulary.special)
+    first = tokens[(np.cumsum(lengths) - lengths)[filled]]
+    if len(first) >= ALIKE and special <= V2_START and (first == V2_START).all():
+        raise ValueError(
+            f"{path}: rows {rows[0]}-{rows[-1]} all begin with {V2_START}, which is {START} of "
+            f"Geneformer V2, and in this vocabulary a gene; {remedy}"
+        )
     genes = tokens >= special
     kept = np.bincount(np.repeat(np.arange(len(rows)), lengths)[genes], minlength=len(rows))
     tokens, starts = tokens[genes], np.concatenate([[0], np.cumsum(kept)])

@@ -42,6 +42,11 @@ class Batches(grain.sources.RandomAccessDataSource):
         part = self._plan.batch // jax.process_count()
         mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
         tokens = self._corpus.tokens(self._rows[chosen[mine]], self._length(chosen))
+        if tokens.max() >= len(self._corpus.vocabulary):
+            raise ValueError(
+                f"{self._corpus.folder} has tokens that no gene has: a shard is damaged; "
+                "experiments.corpus verify names it"
+            )
         draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
         return masking.mask_cells(tokens, *draw, len(genes), self._masks, len(genes.special))
 

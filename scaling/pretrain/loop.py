@@ -40,6 +40,10 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
       FloatingPointError: the loss is not finite; the step is named.
     """
     _check_platform(settings.objective.implementation)
+    if settings.model.length <= len(corpus.vocabulary.around):
+        raise ValueError(
+            f"model.length {settings.model.length} leaves no gene between <cls> and <eos>; raise it"
+        )
     name = settings.hash(corpus.manifest["checksums"])
     _claim(folder, settings, name, corpus)
     if (folder / DONE).exists():

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from scaling.corpus.stores.contents import Address, broken, remote, suffix
 
 KIND, TOKENS, ENDING = "data set of tokens", "input_ids", ".dataset"
+INTEGERS = {pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32()}
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
@@ -63,15 +65,19 @@ def chunks(
     cells = _opened(path).with_format("arrow")
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
+        where = f"{path}: rows {part[0]}-{part[-1]} of {TOKENS}"
         try:
             stored = cells[part.tolist()].column(TOKENS).combine_chunks()
-            tokens = stored.flatten().to_numpy(zero_copy_only=False)
-            if stored.null_count or tokens.dtype.kind not in "iu":
-                raise ValueError(f"{TOKENS} holds {stored.type}, or cells without a list")
-            lengths = stored.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+            empty = stored.is_null().to_numpy(zero_copy_only=False)
         except Exception as error:  # as above
-            where = f"{path}: rows {part[0]}-{part[-1]} of {TOKENS} cannot be read ({error})"
-            raise ValueError(f"{where}; copy or download it again") from error
+            raise ValueError(f"{where} cannot be read ({error}); copy it again") from error
+        if empty.any():
+            raise ValueError(f"{path}: row {part[np.argmax(empty)]} has no list in {TOKENS}")
+        values = stored.flatten() if hasattr(stored, "flatten") else stored
+        if values.type not in INTEGERS or values.null_count:
+            raise ValueError(f"{where} hold {stored.type}, or nulls; lists of integers are read")
+        tokens = values.to_numpy(zero_copy_only=False)
+        lengths = stored.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         yield part, tokens.astype(np.int64), lengths
 
 
