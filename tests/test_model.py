@@ -183,3 +183,38 @@ def test_weights_are_a_function_of_the_seed():
 def test_impossible_sizes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **wrong)
+
+
+def _gradients(tokens, **changes):
+    settings = dataclasses.replace(SMALL, **changes)
+    params = initial_params(0, settings, V)
+    slots, rngs = np.tile(np.arange(6), (3, 1)), {"dropout": jax.random.key(0)}
+
+    def loss(params):
+        read = tokens, slots, np.arange(3)
+        states = RankEncoder(settings, V).apply({"params": params}, *read, rngs=rngs)
+        return (states.astype(jnp.float32) ** 3).sum(), states
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def test_computing_layers_again_changes_nothing(tokens):
+    (_, plain), wanted = _gradients(tokens)
+    (_, again), found = _gradients(tokens, remat=True)
+    np.testing.assert_allclose(again, plain, 1e-6, 1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), found, wanted)
+    jaxpr = str(jax.make_jaxpr(lambda: _gradients(tokens, remat=True))())
+    assert "remat" in jaxpr or "checkpoint" in jaxpr
+
+
+def test_bfloat16_computes_narrow_and_keeps_weights_wide(tokens):
+    (_, wide), wanted = _gradients(tokens, dropout=0.0)
+    (_, narrow), found = _gradients(tokens, dropout=0.0, dtype="bfloat16")
+    assert narrow.dtype == jnp.bfloat16 and wide.dtype == jnp.float32
+    assert np.abs(np.float32(narrow) - wide).max() < 0.1 * np.abs(wide).max()
+    assert (np.float32(narrow) != wide).any()
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+    far = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1), found, wanted)
+    assert max(jax.tree.leaves(far)) < 0.2
+    with pytest.raises(ValueError, match="model.dtype 'float16'; one of"):
+        dataclasses.replace(SMALL, dtype="float16")
