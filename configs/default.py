@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # last, a share of held_out, are held out
     data.draw = 0
     data.cells_per_shard = 10_000  # cells of a token file
-    data.workers = 1  # processes that build the corpus
+    data.workers = 1  # threads that build the corpus
     data.scheduler = ""  # address of a dask scheduler to build on; "" is this machine
 
     config.simulation = simulation = ml_collections.ConfigDict()

@@ -233,6 +233,7 @@ def expected(cells: Cells, medians: dict[str, float], typed: bool) -> list[tuple
         score = {t: count / total * 10_000 / median[t] for t, count in of_token.items()}
         tokens = sorted(score, key=lambda t: (-score[t], t))
         if tokens:
-            label = "" if label is None or pd.isna(label) else str(label)
+            whole = isinstance(label, float) and label % 1 == 0  # floats by what is missing
+            label = "" if label is None or pd.isna(label) else str(int(label) if whole else label)
             rows.append((f"fuzzed:{name}", label, total, tokens))
     return rows or None

@@ -334,3 +334,9 @@ def test_another_corpus_gives_its_vocabulary(tmp_path, many):
     first = _build(tmp_path / "c", h5ad=many[0])
     again = _build(tmp_path / "d", h5ad=many[0], vocabulary=str(first.folder))
     assert again.vocabulary.hash == first.vocabulary.hash
+
+
+def test_cells_are_kept_by_whole_numbers_too(tmp_path):
+    _write(tmp_path / "a.h5ad", _counts(), plate=[None if k == 4 else k % 3 for k in range(30)])
+    corpus = _build(tmp_path / "c", h5ad=f"{tmp_path}/a.h5ad", keep={"a": {"plate": "2"}})
+    assert set(corpus.obs["row"]) == set(range(2, 30, 3))

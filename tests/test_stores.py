@@ -1,5 +1,6 @@
 """Stores of every family, made by the field's own libraries: the same cells read the same."""
 
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 
 import anndata
 import h5py
@@ -529,3 +531,18 @@ def test_chunks_of_gzip_are_unpacked_here(tmp_path, monkeypatch):
         dataset = file.create_dataset("x", data=values, chunks=(10,), compression="gzip")
         monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
         assert hdf5.span(dataset, 3, 38).tolist() == list(range(3, 38))
+
+
+def test_threads_share_one_copy_by_cell():
+    calls, matrix = [], sp.random(40, 6, 0.5, random_state=0).tocoo()
+
+    def blocks():
+        calls.append(1)
+        time.sleep(0.05)
+        yield matrix.row.astype(np.int64), matrix.col, matrix.data
+
+    triplets = by_cell.Triplets(matrix.shape, matrix.nnz, matrix.dtype, blocks)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [(triplets, "m", "shared by threads")] * 4
+        assert len(set(pool.map(by_cell.stored_by_cell, *zip(*asked, strict=True)))) == 1
+    assert len(calls) == 2  # once to count, once to write

@@ -65,7 +65,7 @@ def kept(source: readers.Source, keep: dict[str, dict[str, str]]) -> np.ndarray:
                 f"{source.path}: data.keep asks for {column} == {value!r}, but .obs has no such "
                 f"column (there are: {list(source.obs.columns)})"
             )
-        chosen &= (source.obs[column].astype(str) == value).to_numpy()
+        chosen &= _text(source.obs[column]) == value
     if not chosen.any():
         raise ValueError(f"{source.path}: data.keep leaves no cell ({keep[source.name]})")
     return np.flatnonzero(chosen)

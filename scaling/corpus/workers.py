@@ -27,7 +27,7 @@ def run(
       pieces: what is to be done.
       works: by the data set's name.
       what: the bar's text.
-      workers: processes of this machine; 1 works in this one.
+      workers: threads of this process; 1 works without a cluster.
       scheduler: address of a `dask.distributed` scheduler whose workers see the same files under
         the same paths, or "" for this machine.
     """
@@ -64,8 +64,8 @@ def _client(workers: int, scheduler: str) -> Iterator[Client]:
         with client:
             yield client
         return
-    # Threads: what takes time is compiled and holds no lock of the interpreter, and processes would
-    # each start anew and hold a histogram of their own libraries' size more.
+    # Threads: what takes time is compiled and does not hold the interpreter's lock, while each
+    # process would import all libraries again, in time and in memory.
     options = {"processes": False, "n_workers": 1, "threads_per_worker": workers}
     with LocalCluster(**options, dashboard_address=":0") as cluster, Client(cluster) as client:
         yield client

@@ -17,6 +17,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Hashable, Iterator
 
 import h5py
@@ -29,6 +30,7 @@ from scaling.corpus.stores import hdf5
 ENTRIES = 2**21  # entries held in memory at a time
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 _done: dict[Hashable, pathlib.Path] = {}
+_writing = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,13 @@ def stored_by_cell(triplets: Triplets, name: str, key: Hashable) -> pathlib.Path
     Raises:
       ValueError: entries outside of the matrix, or no room for the copy.
     """
-    if key in _done and _done[key].exists():
+    with _writing:  # threads of one worker may ask for the same copy
+        if key not in _done or not _done[key].exists():
+            _done[key] = _copy(triplets, name)
         return _done[key]
+
+
+def _copy(triplets: Triplets, name: str) -> pathlib.Path:
     folder = _folder(os.getpid())
     size = triplets.entries * (np.dtype(triplets.dtype).itemsize + 4 + 8)
     if size > shutil.disk_usage(folder).free:
@@ -130,7 +137,6 @@ def stored_by_cell(triplets: Triplets, name: str, key: Hashable) -> pathlib.Path
     finally:
         partial.unlink(missing_ok=True)
         scratch.unlink(missing_ok=True)
-    _done[key] = copy
     return copy
 
 
