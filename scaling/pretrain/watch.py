@@ -1,0 +1,81 @@
+"""Numbers that steps leave on the device -> the run's record, TensorBoard and progress bar."""
+
+import time
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from scaling.pretrain import optimizer
+from scaling.pretrain.masking import MaskedCells
+from scaling.pretrain.step import held_out_sums
+from scaling.pretrain.writer import RunWriter
+
+
+class Log:
+    """Record, TensorBoard and progress bar of one run; reads each step's numbers a step later."""
+
+    def __init__(self, folder, start, steps, train, sizes, seconds):
+        # Without a checkpoint the run starts anew, and so does its record.
+        self._writer = RunWriter(folder, start or -1)
+        self._bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", leave=False)
+        self._train, self._sizes = train, sizes
+        self._rate = optimizer.schedule(train, steps)
+        self._began = time.monotonic() - seconds
+        self._last = start, time.monotonic()
+        self._pending, self._steps = None, steps
+
+    def clock(self) -> dict[str, float]:
+        return {"seconds": time.monotonic() - self._began}
+
+    def train(self, step: int, logged: dict) -> None:
+        """Hands in a dispatched step; the device computes it while the one before is written."""
+        self.flush()
+        if step % self._train.log_every == 0 or step == self._steps:
+            self._pending = step, logged
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, logged = self._pending[0], jax.device_get(self._pending[1])
+        self._pending = None
+        for name, what in (("loss", "loss"), ("gradient_norm", "gradients' norm")):
+            if not np.isfinite(logged[name]):
+                raise FloatingPointError(
+                    f"the {what} is {logged[name]} at step {step}; lower train.learning_rate"
+                )
+        (before, then), now = self._last, time.monotonic()
+        self._last = step, now
+        sums, cells = logged["sums"], max(int(logged["cells"]), 1)
+        row = {
+            "train/loss": float(logged["loss"]),
+            "train/cross_entropy": float(sums.cross_entropy / max(sums.positions, 1)),
+            "train/similarity": float(sums.similarity / max(sums.pairs, 1)),
+            **{f"train/{name}": float(v / cells) for name, v in logged["of_cells"].items()},
+            "train/gradient_norm": float(logged["gradient_norm"]),
+            "train/surplus_positions": int(logged["surplus"]),
+            "learning_rate": float(self._rate(step - 1)),
+            "cells_per_second": (step - before) * self._train.batch / (now - then),
+            **self._sizes,
+        }
+        self._writer.write(step, row)
+        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix(
+            {"loss": f"{row['train/loss']:.3f}", "cells/s": f"{row['cells_per_second']:.0f}"}
+        )
+
+    def held_out(self, step: int, params: dict, held_out: list[MaskedCells], program) -> None:
+        """Measures the loss of held-out cells, from sums over all of them."""
+        self.flush()
+        parts = [held_out_sums(params, batch, program) for batch in held_out]
+        total = jax.device_get(jax.tree.map(lambda *leaves: sum(leaves), *parts))
+        row = {
+            "held_out/loss": float(total.value(program.objective)),
+            "held_out/cross_entropy": float(total.cross_entropy / max(total.positions, 1)),
+            "held_out/similarity": float(total.similarity / max(total.pairs, 1)),
+        }
+        self._writer.write(step, row)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
