@@ -80,9 +80,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{whole}"
         body = site.content[start:stop]
         headers["Content-Length"] = str(len(body) + site.promised)
-        self._head(status, headers)
         end = site.cuts.pop(0) if site.cuts else len(body)
-        site.sent.append(len(body[:end]))  # before the client can have it all, and look
+        site.sent.append(len(body[:end]))  # before the client can have what it wants, and look
+        self._head(status, headers)
         self.wfile.write(body[:end])
         if end < len(body):
             self.wfile.flush()
