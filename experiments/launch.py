@@ -8,14 +8,21 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from scaling.pretrain import hosts
 from scaling.settings import Settings
 
 
-def launch(stage: Callable[[Settings, pathlib.Path], str]) -> None:
+def launch(stage: Callable[[Settings, pathlib.Path], str], many_hosts: bool = False) -> None:
     """Runs stage(settings, workdir) and prints what it returns.
 
-    Bad input ends with its message on stderr and exit status 2, without a traceback.
+    Bad input ends with its message on stderr and exit status 2, without a traceback; a run that
+    SIGTERM stopped, with status 75. Of many hosts the first one prints.
     """
+    if many_hosts:
+        flags.DEFINE_string("coordinator", "", "host:port of process 0; '' finds it out")
+        flags.DEFINE_integer("processes", 1, "of the job, with --coordinator")
+        flags.DEFINE_integer("process", 0, "number of this one, with --coordinator")
+        flags.DEFINE_integer("join_timeout", 300, "seconds to wait for the other processes")
     folder = flags.DEFINE_string("workdir", None, "folder that gets the results", required=True)
     config = config_flags.DEFINE_config_file("config", None, "a file of configs/")
     flags.mark_flag_as_required("config")
@@ -24,6 +31,8 @@ def launch(stage: Callable[[Settings, pathlib.Path], str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected arguments {arguments[1:]}; options start with --")
         workdir = pathlib.Path(folder.value)
+        if many_hosts:
+            report_errors(_join)
         report_errors(lambda: stage(Settings.from_config(config.value), workdir))
 
     app.run(main, flags_parser=parse)
@@ -38,11 +47,21 @@ def parse(arguments: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def report_errors(stage: Callable[[], str]) -> None:
+def _join() -> None:
+    given = flags.FLAGS
+    hosts.join(given.coordinator, given.processes, given.process, given.join_timeout)
+
+
+def report_errors(stage: Callable[[], str | None]) -> None:
     """Prints a stage's result, or what went wrong as one message."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
     try:
-        print(stage())
+        result = stage()
+        if result is not None and hosts.first():
+            print(result)
+    except hosts.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(hosts.STOPPED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SCALING_TRACEBACK"):
             raise

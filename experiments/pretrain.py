@@ -7,7 +7,7 @@ from absl import flags
 
 from experiments.launch import launch
 from scaling import study
-from scaling.pretrain import loop
+from scaling.pretrain import hosts, loop
 from scaling.settings import Settings
 
 CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of the config")
@@ -15,9 +15,9 @@ CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Trains into workdir/run, on a given corpus or on workdir/corpus."""
-    corpus = study.corpus_of(settings, workdir, CORPUS.value)
+    corpus = hosts.one_by_one(lambda: study.corpus_of(settings, workdir, CORPUS.value))
     return json.dumps(loop.pretrain(settings.run, corpus, workdir / "run"), indent=1)
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, many_hosts=True)

@@ -4,4 +4,4 @@ from experiments.launch import launch
 from scaling import study
 
 if __name__ == "__main__":
-    launch(study.run)
+    launch(study.run, many_hosts=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import types
-from unittest import mock
 
 import jax
 import numpy as np
@@ -62,31 +61,21 @@ def test_masks_know_the_vocabularys_special_tokens(tiny_corpus):
     assert (source[0].labels_BxM[source[0].labels_BxM >= 0] >= 4).all()
 
 
-def test_hosts_read_parts_that_make_up_the_batch(source, monkeypatch):
-    whole = [source[step] for step in range(7)]
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    parts = []
-    for host in range(4):
-        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        parts.append([source[step] for step in range(7)])
+def test_a_host_reads_its_places_of_the_batch(source, tiny_corpus):
+    rows, places = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:20], np.array([0, 1, 4, 7])
+    draw = Plan(20, 8, seed=0), 7, (128,), MASKS, 3
+    part = Batches(tiny_corpus, rows, *draw, places)
     for step in range(7):
-        of_hosts = [part[step] for part in parts]
-        assert {len(array) for part in of_hosts for array in part} == {2}
-        assert_equal(jax.tree.map(lambda *of: np.concatenate(of), *of_hosts), whole[step])
+        assert_equal(part[step], jax.tree.map(lambda array: array[places], source[step]))
+        ids = tiny_corpus.obs["cell_id"].to_numpy()[rows[Plan(20, 8, seed=0).at(step)[0]]]
+        assert part.cells(step) == source.cells(step) == ids.tolist()
 
 
-def test_an_iterator_goes_on_where_its_state_was_taken(source):
-    iterator = iterate(source)
-    for _ in range(3):
-        next(iterator)
-    state = iterator.get_state()
-    rest = list(iterator)
-    again = iterate(source)
-    again.set_state(state)
-    for step, (mine, theirs) in enumerate(zip(again, rest, strict=True), 3):
-        assert_equal(mine, theirs)
-        assert_equal(mine, source[step])
-    assert len(rest) == 4
+def test_an_iterator_starts_at_any_batch(source):
+    rest = list(iterate(source, 3))
+    for step, batch in enumerate(rest, 3):
+        assert_equal(batch, source[step])
+    assert len(rest) == 4 and list(iterate(source, 7)) == []
 
 
 PADDED = (16, 32, 64)
@@ -103,10 +92,6 @@ def corpus_of(lengths) -> types.SimpleNamespace:
     )
 
 
-def on_host(host: int, hosts: int):
-    return mock.patch.multiple(jax, process_index=lambda: host, process_count=lambda: hosts)
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_another_number_of_hosts_goes_on_with_exactly_the_cells_left(data):
@@ -116,23 +101,17 @@ def test_another_number_of_hosts_goes_on_with_exactly_the_cells_left(data):
     steps = -(-epochs * len(lengths) // batch)
     taken, seed = data.draw(st.integers(0, steps)), data.draw(st.integers(0, 3))
     buckets = np.searchsorted(PADDED, lengths.clip(max=64))
-    corpus, states = corpus_of(lengths), []
+    corpus = corpus_of(lengths)
 
-    def on(hosts: int, state=None) -> list[tuple]:
-        """Each batch left: its cells on all hosts, and its length."""
+    def on(hosts: int, first: int, count: int) -> list[tuple]:
+        """Some batches: their cells on all hosts, and their length."""
         parts = []
-        for host in range(hosts):
-            with on_host(host, hosts):
-                plan = Plan(len(lengths), batch, seed, buckets)
-                rows = np.arange(len(lengths))
-                iterator = iterate(Batches(corpus, rows, plan, steps, PADDED, READABLE, 0))
-                if state is not None:
-                    iterator.set_state(state)
-                    parts.append(list(iterator))
-                    continue
-                parts.append([next(iterator) for _ in range(taken)])
-                states.append(iterator.get_state())
-                iterator.close()
+        for places in np.arange(batch).reshape(hosts, -1):
+            plan, rows = Plan(len(lengths), batch, seed, buckets), np.arange(len(lengths))
+            source = Batches(corpus, rows, plan, steps, PADDED, READABLE, 0, places)
+            iterator = iterate(source, first)
+            parts.append([next(iterator) for _ in range(count)])
+            iterator.close()
         shapes = [[batch.inputs_BxL.shape for batch in part] for part in parts]
         assert all(of_host == shapes[0] for of_host in shapes)
         joined = [
@@ -141,10 +120,7 @@ def test_another_number_of_hosts_goes_on_with_exactly_the_cells_left(data):
         ]
         return [(tokens[:, 0] - 2, tokens.shape[1]) for tokens in joined]
 
-    read = on(before)
-    assert all(state == states[0] for state in states)
-    read += on(after, states[0])
-    assert len(read) == steps
+    read = on(before, 0, taken) + on(after, taken, steps - taken)
     for cells, length in read:
         longest = lengths[cells].clip(max=64).max()
         assert length == min(p for p in PADDED if p >= longest)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scaling.evaluate import masked_genes
-from scaling.pretrain import batches, checkpoint, loop, masking, objectives, optimizer, sharding
+from scaling.pretrain import checkpoint, loop, masking, objectives, sharding
 from scaling.pretrain.loop import RunSettings, pretrain
 from scaling.pretrain.model import ModelSettings
 from scaling.pretrain.optimizer import TrainSettings
@@ -171,17 +171,12 @@ def test_a_checkpoint_holds_the_state_of_its_step(whole, tiny_corpus, tmp_path, 
     pretrain(SETTINGS, tiny_corpus, tmp_path)
     assert record(tmp_path) == record(whole)  # and so the same run twice is the same
     assert_same_bits(params_of(tmp_path, tiny_corpus), states[-1].params)
-    rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:60]
-    plan, draw = Plan(60, 16, 0), (SETTINGS.masking, 0)
-    source = batches.Batches(tiny_corpus, rows, plan, STEPS, (128,), *draw)
     with checkpoint.manager(tmp_path / loop.CHECKPOINTS) as checkpoints:
         assert list(checkpoints.all_steps()) == [14, STEPS]
-        state = sharding.place(states[0], sharding.make_mesh(sharding.DeviceSettings(), 16))
-        iterator = batches.iterate(source)
-        at, restored, clock = checkpoint.restore(checkpoints, state, iterator)
+        name = SETTINGS.hash(tiny_corpus.manifest["checksums"])
+        at, restored, clock = checkpoint.restore(checkpoints, name, jax.device_put(states[0]))
     assert at == STEPS and int(restored.step) == STEPS and clock["seconds"] > 0
     assert_same_bits(jax.device_get(restored), states[-1])
-    assert list(iterator) == []
 
 
 def test_a_finished_run_is_skipped(whole, tiny_corpus, monkeypatch):
@@ -269,9 +264,7 @@ def collectives(fsdp: int, tensor: int) -> collections.Counter:
     tokens = np.stack([np.random.default_rng(k).permutation(298)[:128] + 2 for k in range(16)])
     drawn = 0, np.zeros(16, int), np.arange(16), 300, settings.masking
     with jax.set_mesh(mesh):
-        params = loop.initial_params(0, settings.model, 300)
-        moments = optimizer.optimizer(settings.train, 5).init(params)
-        state = sharding.place(loop.State(params, moments, np.int32(0)), mesh)
+        state = loop.initial_state(np.uint32(0), settings.program(), 5, 300)
         cells = sharding.shard_batch(masking.mask_cells(tokens.astype(np.int32), *drawn), mesh)
         lowered = loop.train_step.lower(state, cells, np.uint32(0), settings.program(), 5)
         program = lowered.compile().as_text()
@@ -336,19 +329,27 @@ def test_what_the_devices_cannot_share_is_refused(tiny_corpus, tmp_path, devices
 
 
 
+@pytest.mark.parametrize("number", ["loss", "gradient_norm"])
 @pytest.mark.parametrize("at", [4, EVERY])
-def test_a_loss_that_is_not_finite_stops_the_run(at, tiny_corpus, tmp_path, monkeypatch):
-    step, taken = loop.train_step, []
+def test_a_loss_that_is_not_finite_stops_the_run(at, number, tiny_corpus, tmp_path, monkeypatch):
+    """Its step and cells are told, also where the step stands between two rows of the record."""
+    step, taken, changed = loop.train_step, [], {number: np.float32(np.inf)}
 
     def poisoned(*arguments):
         state, logged = step(*arguments)
         taken.append(1)
-        return state, {**logged, "loss": np.nan if len(taken) == at else logged["loss"]}
+        return state, logged | (changed if len(taken) == at else {})
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {at}; lower train"):
-        pretrain(SETTINGS, tiny_corpus, tmp_path)
-    assert max(column(tmp_path, "train/loss")) == at - 1
+    found = f"inf at step {at}, whose cells are listed in .*not_finite.json; lower train"
+    with pytest.raises(FloatingPointError, match=found):
+        pretrain(train(log_every=3), tiny_corpus, tmp_path)
+    assert max(column(tmp_path, "train/loss")) < at
+    told = json.loads((tmp_path / "not_finite.json").read_text())
+    assert told["step"] == at and told[number] == "inf"
+    chosen, _ = Plan(60, 16, 0).at(at - 1)
+    rows = loop.subset(tiny_corpus, SETTINGS.train)[chosen]
+    assert told["cells"] == tiny_corpus.obs["cell_id"].to_numpy()[rows].tolist()
     assert not (tmp_path / loop.DONE).exists()
     with pytest.raises(ValueError, match="no finished checkpoint"):
         loop.load_params(tmp_path, SETTINGS.model, len(tiny_corpus.vocabulary))
@@ -449,11 +450,9 @@ def test_the_whole_step_holds_no_array_over_positions_or_slots_and_vocabulary():
     B, L, V = 2, 64, 2000
     small = dataclasses.replace(SETTINGS.model, width=16, heads=1, length=L)
     settings = dataclasses.replace(SETTINGS, model=small).program()
-    params = loop.initial_params(0, small, V)
-    moments = loop.optimizer.optimizer(settings.train, STEPS).init(params)
     tokens, draw = np.ones((B, L), np.int32), (0, np.ones(B, np.int32), np.ones(B, np.uint32))
     batch = masking.mask_cells(tokens, *draw, V, settings.masking)
-    state = loop.State(params, moments, np.int32(0))
+    state = loop.initial_state(np.uint32(0), settings, STEPS, V)
     lowered = loop.train_step.lower(state, batch, 0, settings, STEPS)
     shapes = re.findall(r"tensor<((?:\d+x)+)[a-z]", lowered.as_text())
     largest = max(int(np.prod([int(n) for n in shape.split("x")[:-1]])) for shape in shapes)

@@ -3,7 +3,6 @@
 import hashlib
 
 import grain
-import jax
 import numpy as np
 
 from scaling.corpus.shards import Corpus
@@ -16,6 +15,9 @@ class Batches(grain.sources.RandomAccessDataSource):
 
     L is the least of the padded lengths that holds the longest cell of the global batch, so that
     every host has the same.
+
+    Args:
+      places: of the global batch, ascending, which this host reads; None reads all.
     """
 
     def __init__(
@@ -27,7 +29,9 @@ class Batches(grain.sources.RandomAccessDataSource):
         padded: tuple[int, ...],
         masks: masking.MaskingSettings,
         seed: int,
+        places: np.ndarray | None = None,
     ):
+        self._places = np.arange(plan.batch) if places is None else places
         self._masks, self._seed = masks, seed
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
         self._steps, self._padded = steps, padded
@@ -39,8 +43,7 @@ class Batches(grain.sources.RandomAccessDataSource):
 
     def __getitem__(self, step: int) -> masking.MaskedCells:
         chosen, epochs = self._plan.at(step)
-        part = self._plan.batch // jax.process_count()
-        mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+        mine = self._places
         tokens = self._corpus.tokens(self._rows[chosen[mine]], self._length(chosen))
         if tokens.max() >= len(self._corpus.vocabulary):
             raise ValueError(
@@ -49,6 +52,11 @@ class Batches(grain.sources.RandomAccessDataSource):
             )
         draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
         return masking.mask_cells(tokens, *draw, len(genes), self._masks, len(genes.special))
+
+    def cells(self, step: int) -> list[str]:
+        """Ids of the cells of a global batch."""
+        chosen, _ = self._plan.at(step)
+        return self._corpus.obs["cell_id"].to_numpy()[self._rows[chosen]].tolist()
 
     def _length(self, chosen: np.ndarray) -> int:
         return self._padded[np.searchsorted(self._padded, self._lengths[chosen].max())]
@@ -72,7 +80,7 @@ def cell_hashes(cell_ids: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32)
 
 
-def iterate(source: Batches) -> grain.DatasetIterator:
-    """An iterator whose position is one global batch number; reads ahead in two threads."""
+def iterate(source: Batches, first: int = 0) -> grain.DatasetIterator:
+    """Batches from the first one wanted; reads ahead in two threads."""
     reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(reading))
+    return iter(grain.MapDataset.source(source)[first:].to_iter_dataset(reading))

@@ -6,14 +6,15 @@ import pathlib
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
-from scaling.pretrain import batches, checkpoint, optimizer, sharding, watch
+from scaling.pretrain import batches, checkpoint, hosts, optimizer, sharding, watch
 from scaling.pretrain.masking import HELD_OUT_SEED, MaskedCells
 from scaling.pretrain.model import ModelSettings, count_parameters
 from scaling.pretrain.plan import Plan, padded_lengths
-from scaling.pretrain.step import RunSettings, State, initial_params, train_step
+from scaling.pretrain.step import RunSettings, initial_params, initial_state, train_step
 from scaling.pretrain.writer import METRICS, read_rows
 
 SETTINGS, DONE, CHECKPOINTS = "settings.json", "done.json", "checkpoints"
@@ -29,7 +30,10 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
 
     Raises:
       ValueError: the folder holds a run of other settings, or settings contradict the data.
-      FloatingPointError: the loss is not finite; the step is named.
+      FloatingPointError: the loss is not finite; the step is named, and its cells are listed in
+        `not_finite.json`.
+      OSError: a checkpoint could not be written; those before are whole.
+      hosts.Stopped: SIGTERM came; the state is saved.
     """
     _check_platform(settings.objective.implementation)
     if settings.model.length <= len(corpus.vocabulary.around):
@@ -37,21 +41,21 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
             f"model.length {settings.model.length} leaves no gene between <cls> and <eos>; raise it"
         )
     name = settings.hash(corpus.manifest["checksums"])
-    _claim(folder, settings, name, corpus)
-    if (folder / DONE).exists():
+    hosts.one_by_one(lambda: _claim(folder, settings, name, corpus))
+    if hosts.all_agree((folder / DONE).exists()):
         return json.loads((folder / DONE).read_text())
     train = settings.train
     rows = subset(corpus, train)
     steps = train.total_steps(len(rows))
     mesh = sharding.make_mesh(settings.devices, train.batch)
     with jax.set_mesh(mesh):
-        params = initial_params(train.init_seed, settings.model, len(corpus.vocabulary))
-        moments = optimizer.optimizer(train, steps).init(params)
-        state = sharding.place(State(params, moments, np.int32(0)), mesh)
-        source = _training_batches(corpus, rows, settings, steps)
+        state = initial_state(
+            np.uint32(train.init_seed), settings.program(), steps, len(corpus.vocabulary)
+        )
+        source = _training_batches(corpus, rows, settings, steps, mesh)
         held_out = _held_out_batches(corpus, settings, mesh)
-        sizes = count_parameters(params)
-        clock = _train(settings, source, state, held_out, sizes, steps, mesh, folder)
+        sizes = count_parameters(state.params)
+        clock = _train(settings, name, source, state, held_out, sizes, steps, mesh, folder)
     lengths = corpus.lengths(rows).clip(max=settings.model.length)
     summary = {
         "hash": name,
@@ -65,9 +69,8 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         **sizes,
         "seconds": clock["seconds"],
     }
-    partial = folder / (DONE + ".partial")
-    partial.write_text(json.dumps(summary, indent=1))
-    partial.rename(folder / DONE)
+    _write_json(folder / DONE, summary)
+    hosts.wait("the run to be marked as done")
     return summary
 
 
@@ -121,18 +124,25 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
     folder.mkdir(parents=True, exist_ok=True)
     corpus.vocabulary.save(folder / VOCABULARY)
     content = {"hash": name, "vocabulary": corpus.vocabulary.hash, **settings.content()}
-    partial = folder / (SETTINGS + ".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.rename(path)
+    _write_json(path, content)
 
 
-def _training_batches(corpus: Corpus, rows, settings: RunSettings, steps: int) -> batches.Batches:
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    if hosts.first():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(content, indent=1))
+        partial.rename(path)
+
+
+def _training_batches(
+    corpus: Corpus, rows: np.ndarray, settings: RunSettings, steps: int, mesh: Mesh
+) -> batches.Batches:
     train, pool = settings.train, corpus.obs["split"].to_numpy() == "pool"
     # Of the pool, not of the subset: runs of all sizes then share their programs.
     padded = padded_lengths(corpus.lengths(pool), settings.model.length, train.buckets)
     buckets = np.searchsorted(padded, corpus.lengths(rows).clip(max=padded[-1]))
     plan = Plan(len(rows), train.batch, train.init_seed, buckets.astype(np.uint16))
-    draw = settings.masking, train.mask_seed
+    draw = settings.masking, train.mask_seed, sharding.host_places(train.batch, mesh)
     return batches.Batches(corpus, rows, plan, steps, padded, *draw)
 
 
@@ -145,21 +155,22 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[Maske
     if not size:
         raise ValueError(f"{len(rows)} held-out cells are too few for {parts} devices")
     plan = Plan(len(rows), size, HELD_OUT_SEED)
-    padded, draw = (settings.model.length,), (settings.masking, HELD_OUT_SEED)
+    padded = (settings.model.length,)
+    draw = settings.masking, HELD_OUT_SEED, sharding.host_places(size, mesh)
     source = batches.Batches(corpus, rows, plan, len(rows) // size, padded, *draw)
     return [sharding.shard_batch(source[step], mesh) for step in range(len(source))]
 
 
-def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
+def _train(settings, name, source, state, held_out, sizes, steps, mesh, folder):
     """Order of a turn: measure, save, fetch, dispatch, and read what the step before left."""
     train, program, clock, start = settings.train, settings.program(), {"seconds": 0.0}, 0
     seed = np.uint32(train.init_seed)
-    iterator = batches.iterate(source)
-    with checkpoint.manager(folder / CHECKPOINTS) as checkpoints:
-        restored = checkpoint.restore(checkpoints, state, iterator)
+    with checkpoint.manager(folder / CHECKPOINTS) as checkpoints, hosts.stop_signal() as asked:
+        restored = checkpoint.restore(checkpoints, name, state)
         if restored:
             start, state, clock = restored
-        log = watch.Log(folder, start, steps, train, sizes, clock["seconds"])
+        iterator = batches.iterate(source, start)
+        log = watch.Log(folder, start, steps, train, sizes, clock["seconds"], source.cells)
         with contextlib.closing(log):
             if start == 0:
                 log.held_out(0, state.params, held_out, program)
@@ -169,7 +180,15 @@ def _train(settings, source, state, held_out, sizes, steps, mesh, folder):
                 log.train(step, logged)
                 if step == steps or step % max(1, steps // 10) == 0:
                     log.held_out(step, state.params, held_out, program)
-                if step == steps or step % train.checkpoint_every == 0:
+                checkpoint.check(checkpoints)
+                stopped = asked(step) and step < steps
+                if stopped or step == steps or step % train.checkpoint_every == 0:
                     log.flush()  # a restart goes on after this step: its row must be on disk
-                    checkpoint.save(checkpoints, step, state, iterator, log.clock())
+                    checkpoint.save(checkpoints, name, step, state, log.clock())
+                if stopped:
+                    checkpoint.check(checkpoints, wait=True)
+                    raise hosts.Stopped(
+                        f"{folder} was asked to stop and is saved at step {step} of {steps}; the "
+                        "same command goes on from there"
+                    )
     return log.clock()

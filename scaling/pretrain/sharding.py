@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -100,9 +101,13 @@ def shardings(tree, mesh: Mesh):
     return jax.tree.map(lambda of: NamedSharding(mesh, of), specs(tree, dict(mesh.shape)))
 
 
-def place(tree, mesh: Mesh):
-    """Puts parameters or moments where the rules want them."""
-    return jax.device_put(tree, shardings(tree, mesh))
+def place(tree):
+    """Inside a compiled program: parameters or moments, where the rules of the mesh want them.
+
+    Without a mesh, as they are.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return jax.lax.with_sharding_constraint(tree, specs(tree, sizes)) if sizes else tree
 
 
 def gather(params):
@@ -117,6 +122,12 @@ def gather(params):
     return jax.lax.with_sharding_constraint(params, specs(params, kept))
 
 
+def host_places(batch: int, mesh: Mesh) -> np.ndarray:
+    """Places of a global batch that this host's devices hold, ascending int64."""
+    cells = NamedSharding(mesh, P(CELLS)).addressable_devices_indices_map((batch,))
+    return np.unique([np.arange(batch)[part] for part in cells.values()])
+
+
 def shard_batch(batch, mesh: Mesh):
-    """Cuts the host's part of a global batch over its devices, each array along its first axis."""
+    """Cuts a host's places of a global batch over its devices, each array along its first axis."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(CELLS)), batch)

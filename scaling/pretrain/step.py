@@ -156,6 +156,21 @@ def held_out_sums(params: dict, cells: masking.MaskedCells, program: RunSettings
     return objective(*arrays, cells, known_BxV, program.objective)[0]
 
 
+@functools.partial(jax.jit, static_argnames=("program", "steps", "vocabulary"))
+def initial_state(seed: int, program: RunSettings, steps: int, vocabulary: int) -> State:
+    """The state before the first step, on the mesh that is set; no device holds more than its part.
+
+    Args:
+      seed: init seed.
+      program: see `RunSettings.program`.
+      steps: of the whole run.
+      vocabulary: V.
+    """
+    params = sharding.place(initial_params(seed, program.model, vocabulary))
+    moments = sharding.place(optimizer.optimizer(program.train, steps).init(params))
+    return State(params, moments, jnp.int32(0))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "vocabulary"))
 def initial_params(seed: int, model: ModelSettings, vocabulary: int) -> dict:
     """Weights before any training, from the init seed."""

@@ -8,11 +8,15 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary import Writer as ScalarWriter
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from scaling.pretrain import hosts
+
 METRICS = "metrics.jsonl"
 
 
 class RunWriter:
     """Appends rows to JSONL and scalars to TensorBoard; opened again, it goes on at a step.
+
+    Of the processes of a job the first one writes.
 
     Args:
       folder: the run's.
@@ -20,6 +24,9 @@ class RunWriter:
     """
 
     def __init__(self, folder: pathlib.Path, resume_at: int):
+        self._writes = hosts.first()
+        if not self._writes:
+            return
         path = folder / METRICS
         rows = [row for row in read_rows(path) if row["step"] <= resume_at]
         partial = path.with_suffix(".partial")
@@ -30,6 +37,8 @@ class RunWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one row {"step": step, **values}."""
+        if not self._writes:
+            return
         self._rows.write(json.dumps({"step": step, **values}) + "\n")
         self._rows.flush()
         for name, value in values.items():
@@ -37,6 +46,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Writes what is left."""
+        if not self._writes:
+            return
         self._rows.close()
         self._scalars.close()
 
