@@ -255,6 +255,6 @@ def test_a_fingerprint_sees_every_bit(tiny_corpus):
             leaves = jax.tree.leaves(params)
             leaves[k] = changed
             other = jax.tree.unflatten(jax.tree.structure(params), leaves)
-            assert ((checkpoint.fingerprint(other) != known).nonzero()[0] == [k]).all()
+            assert np.flatnonzero(checkpoint.fingerprint(other) != known).tolist() == [k]
     swapped = {"a": params["bias"].at[0].set(1.0), "b": params["bias"].at[1].set(1.0)}
     assert len(set(checkpoint.fingerprint(swapped).tolist())) == 2
