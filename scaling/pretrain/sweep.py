@@ -86,7 +86,10 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
             least = min(zip(losses, rates, strict=True), default=None)
             if least:
                 axes.plot(least[1], least[0], "*", markersize=14, color=drawn.get_color())
-        axes.set(xscale="log", title=name, xlabel="peak learning rate")
+        axes.set(xscale="log", title=name, xlabel="peak learning rate (star: the best)")
+        every = sorted({row["learning_rate"] for row in mine})
+        axes.set_xticks(every, [f"{rate:g}" for rate in every])
+        axes.minorticks_off()
         axes.legend(fontsize="small")
     figure.axes[0].set_ylabel("held-out loss, nats")
     figure.savefig(path, dpi=120)
