@@ -52,6 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.norm_epsilon = 1e-12  # of layer norms
     model.dtype = "float32"  # of states and products; or bfloat16. Weights and softmax: float32
     model.remat = False  # compute each layer again on the way back, to save memory
+    # width at which the learning rate was found, so that it holds for others (muP); 0: no transfer
+    model.base_width = 0
 
     config.masking = masking = ml_collections.ConfigDict()
     masking.rate = 0.15  # share of positions selected
@@ -75,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.batch = 96  # cells of a global batch
     train.buckets = 1  # lengths to pad to, at most, each a program to compile; 1: model.length
     train.learning_rate = 1e-3  # peak
-    train.warmup = 0.1  # share of the steps; then linear decay to 0
+    train.warmup = 0.1  # share of the steps, or steps from 2 on; then linear decay to 0
     train.weight_decay = 0.001  # AdamW's
     train.clip = 1.0  # norm that gradients are cut to
     train.subset_seed = 0  # of the subset

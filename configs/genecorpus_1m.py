@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.cells_per_shard = 50_000
     config.objective.denominator = "published"
     config.objective.weight = 1.0
-    config.train.warmup = 0.32  # 10,000 of 31,250 steps
+    config.train.warmup = 10_000
     config.evaluate.cells = 50_000
     config.study.sizes = (1.0,)
     return config

@@ -109,11 +109,12 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
       pool: cells of the training pool; None where not known: without sizes that are fractions.
 
     Raises:
-      ValueError: runs too short for their cells, or a fraction of too few cells.
+      ValueError: runs too short for their cells or warm-up, or a fraction of too few cells.
     """
     grid = settings.study
-    if sizes := grid.cells(pool):
-        settings.run.train.total_steps(sizes[-1])
+    sizes = grid.cells(pool)
+    for cells in sizes:
+        settings.run.train.total_steps(cells)
     jobs = [Job(f"untrained-s{seed}", "untrained", 0, seed) for seed in grid.seeds]
     for seed, scheme, cells in itertools.product(grid.seeds, grid.schemes, sizes):
         kind = "" if scheme == "random" else f"-{scheme}"

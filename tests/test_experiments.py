@@ -89,6 +89,31 @@ def test_unknown_and_contradictory_settings_end_before_anything_is_made(
 
 
 @pytest.mark.slow
+def test_a_rung_trains_by_its_name(tmp_path):
+    cells = ("--config.simulation.cells=600", "--config.simulation.genes=500")
+    short = ("--config.model.length=32", "--config.train.steps=5", "--config.train.epochs=0")
+    few = ("--config.train.batch=8", "--config.train.cells=40", "--config.train.held_out_cells=8")
+    config = "--config=configs/ladder.py:0.1m"
+    found = call("pretrain", config, f"--workdir={tmp_path}", *cells, *short, *few).stdout
+    assert json.loads(found)["non_embedding_parameters"] == 99_968
+    found = call("pretrain", "--config=configs/ladder.py:7m", f"--workdir={tmp_path}", status=2)
+    assert "there are 0.1m, 0.4m, 1m" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_of_learning_rates_writes_its_record_and_plot(tmp_path):
+    few = ("--config.train.cells=40", "--config.train.steps=5", "--config.train.held_out_cells=8")
+    arguments = (SMOKE, f"--workdir={tmp_path}", "--widths=16,32", "--rates=1e-3", *few)
+    best = json.loads(call("learning_rate", *arguments).stdout)
+    record = json.loads((tmp_path / "learning-rate.json").read_text())
+    assert best == record["best"] == {
+        "standard": {"16": 1e-3, "32": 1e-3}, "muP": {"16": 1e-3, "32": 1e-3}
+    }  # fmt: skip
+    assert len(record["rows"]) == 4 and len(list((tmp_path / "runs").iterdir())) == 3
+    assert (tmp_path / "learning-rate.png").stat().st_size > 1_000
+
+
+@pytest.mark.slow
 def test_compile_ahead_needs_the_compiler_and_puts_the_kernels_into_the_step(tmp_path):
     arguments = SMOKE, f"--workdir={tmp_path}", "--config.train.batch=8", "--genes=300"
     if importlib.util.find_spec("libtpu") is None:

@@ -23,6 +23,8 @@ def test_the_rate_rises_for_a_tenth_and_falls_to_zero():
     np.testing.assert_allclose([rate(s) for s in steps], wanted, 1e-5, 1e-8)
     at_once = optimizer.schedule(dataclasses.replace(TRAIN, warmup=0.0), 100)
     np.testing.assert_allclose([at_once(s) for s in (0, 50, 100)], [0.5, 0.25, 0.0], 1e-6)
+    of_steps = optimizer.schedule(dataclasses.replace(TRAIN, warmup=10), 100)
+    np.testing.assert_array_equal([of_steps(s) for s in steps], [rate(s) for s in steps])
     one_step = optimizer.schedule(TRAIN, 1)
     assert one_step(0) == 0.5
 
@@ -60,12 +62,26 @@ def test_duration_is_steps_or_epochs():
     assert of_epochs.total_steps(1) == 1
 
 
+def test_a_run_is_longer_than_its_warm_up():
+    assert dataclasses.replace(TRAIN, warmup=99).total_steps(800) == 100
+    with pytest.raises(ValueError, match="100 steps, and a run over 800 cells has 100; lower it"):
+        dataclasses.replace(TRAIN, warmup=100).total_steps(800)
+    of_epochs = dataclasses.replace(TRAIN, steps=0, epochs=1.0, warmup=2)
+    assert of_epochs.total_steps(24) == 3
+    with pytest.raises(ValueError, match="2 steps, and a run over 16 cells has 2"):
+        of_epochs.total_steps(16)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"epochs": 1.0}, "train.steps is 100 and train.epochs 1.0; set exactly one"),
         ({"steps": 0}, "train.steps is 0 and train.epochs 0.0; set exactly one"),
         ({"warmup": 1.0}, "train.warmup is 1.0"),
+        ({"warmup": 1.5}, "train.warmup is 1.5; give a share of the run, below 1, or a whole"),
+        ({"warmup": 2.5}, "train.warmup is 2.5"),
+        ({"warmup": float("inf")}, "train.warmup is inf"),
+        ({"warmup": float("nan")}, "train.warmup is nan"),
         ({"warmup": -0.1}, "train.warmup is -0.1"),
         ({"batch": 0}, "must be above 0"),
         ({"log_every": 0}, "must be above 0"),

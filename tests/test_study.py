@@ -267,6 +267,14 @@ def test_runs_too_short_to_see_all_their_cells_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_smallest_size_must_outlast_the_warm_up(tmp_path):
+    config = small_config()
+    config.train.steps, config.train.epochs, config.train.warmup = 0, 1.0, 10
+    with pytest.raises(ValueError, match="10 steps, and a run over 50 cells has 7"):
+        study.run(Settings.from_config(config), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_sizes_above_the_pool_are_refused_before_any_run(done, tmp_path):
     config = small_config()
     config.study.sizes = (50, 100_000)
@@ -289,7 +297,7 @@ def test_configs_are_locked_and_whole(config):
     [
         ("train.epochs", 1.0, "exactly one"),
         ("train.steps", 0, "exactly one"),
-        ("train.warmup", 1.5, "warm up for longer"),
+        ("train.warmup", 1.5, "a share of the run, below 1, or"),
         ("model.heads", 3, "no multiple of model.heads"),
         ("objective.name", "gpt", "objective.name is 'gpt'"),
         ("objective.weight", 0.0, "cab_no_similarity"),

@@ -22,6 +22,10 @@ class ModelSettings:
       dtype: of states and products, "float32" or "bfloat16"; weights, the sums of products, the
         softmax and the norms' moments are float32 in both.
       remat: keep of each layer but its input, and compute it again on the way back.
+      base_width: 0 is the standard parameterisation. A width at which a learning rate was found
+        gives the maximal update parameterisation for Adam with tied embeddings, under which that
+        rate holds for other widths (Yang et al. 2022, Tensor Programs V, Table 8): see `ratio`.
+        Heads must stay as wide as they were there, and F / D the same.
     """
 
     layers: int
@@ -34,6 +38,7 @@ class ModelSettings:
     norm_epsilon: float
     dtype: str = "float32"
     remat: bool = False
+    base_width: int = 0
 
     def __post_init__(self):
         if min(self.layers, self.width, self.heads, self.feed_forward, self.length) < 1:
@@ -46,6 +51,17 @@ class ModelSettings:
             raise ValueError(f"model.dtype {self.dtype!r}; one of {sorted(DTYPES)}")
         if not 0 <= self.dropout <= 0.999:
             raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to 0.999")
+        if self.base_width < 0:
+            raise ValueError(f"model.base_width is {self.base_width}; give a width, or 0 for none")
+
+    @property
+    def ratio(self) -> float:
+        """Base width / width: factor of the logits and of the hidden matrices' learning rate.
+
+        It is also that of the head's initial variance; all other matrices start with 1 / fan-in,
+        embeddings with one variance at every width.
+        """
+        return self.base_width / self.width if self.base_width else 1.0
 
 
 class Dropout(nn.Module):
@@ -105,8 +121,8 @@ class Layer(nn.Module):
 class RankEncoder(nn.Module):
     """BERT over a cell's genes in rank order, with the tied-embedding head's transform.
 
-    The logits of the head are `transform(states) @ embedding.T + bias`; they are left to the
-    objective, which never holds all of them at once.
+    The logits of the head are `transform(states) @ embedding.T + bias`, their product multiplied
+    by `settings.ratio`; they are left to the objective, which never holds all of them at once.
     """
 
     settings: ModelSettings
@@ -124,7 +140,8 @@ class RankEncoder(nn.Module):
         self.drop = Dropout(s.dropout)
         layer = nn.remat(Layer) if s.remat else Layer
         self.layers = [layer(s, name=f"layer_{n}") for n in range(s.layers)]
-        self.dense = nn.Dense(s.width, kernel_init=normal, dtype=dtype)
+        of_head = nn.initializers.normal(0.02 * s.ratio**0.5)
+        self.dense = nn.Dense(s.width, kernel_init=of_head, dtype=dtype)
         self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
 
     def encode(self, tokens_BxL: jax.Array) -> list[jax.Array]:
@@ -156,7 +173,7 @@ class RankEncoder(nn.Module):
         below_BxLxD = self._below(tokens_BxL, place_B)[-1]
         x_BxMxD = self.layers[-1](below_BxLxD, tokens_BxL != PAD, place_B, slots_BxM)
         x_BxMxD = ACTIVATIONS[self.settings.activation](self.dense(x_BxMxD))
-        return self.head_norm(x_BxMxD)
+        return self.head_norm(x_BxMxD) * self.settings.ratio
 
 
 def count_parameters(params) -> dict[str, int]:

@@ -17,7 +17,8 @@ class TrainSettings:
       cells: unique cells of the subset; 0 takes the whole pool.
       steps, epochs: duration; exactly one of them is above 0.
       batch: cells of a global batch.
-      learning_rate: peak, reached after `warmup` (share of all steps), then falling to 0.
+      learning_rate: peak, reached after `warmup`, then falling to 0.
+      warmup: a share of all steps, below 1, or a whole number of steps, from 2.
       weight_decay: of AdamW; biases, norms' scales and vectors are left alone.
       clip: norm that gradients are cut to.
       subset_seed, init_seed, mask_seed: of the subset; of weights, dropout and order; of masks.
@@ -54,10 +55,10 @@ class TrainSettings:
                 f"train.steps is {self.steps} and train.epochs {self.epochs}; set exactly one of "
                 "them above 0"
             )
-        if not 0 <= self.warmup < 1:
+        if not 0 <= self.warmup < 1 and not (self.warmup >= 2 and float(self.warmup).is_integer()):
             raise ValueError(
-                f"train.warmup is {self.warmup}; it is a share of the run, below 1: a run must "
-                "not warm up for longer than it trains"
+                f"train.warmup is {self.warmup}; give a share of the run, below 1, or a whole "
+                "number of steps, from 2"
             )
         counts = self.batch, self.checkpoint_every, self.log_every, self.held_out_cells
         if min(*counts, self.buckets) < 1:
@@ -77,7 +78,7 @@ class TrainSettings:
 
         Raises:
           ValueError: the run does not reach each cell once: it would be one of fewer unique
-            cells than said.
+            cells than said; or it ends before its warm-up.
         """
         steps = self.steps or math.ceil(self.epochs * cells / self.batch)
         if steps * self.batch < cells:
@@ -85,24 +86,50 @@ class TrainSettings:
                 f"{steps} steps of {self.batch} cells do not reach each of the {cells} cells once; "
                 "raise train.steps or train.epochs, or lower the number of cells"
             )
+        if self.warmup >= max(steps, 2):
+            raise ValueError(
+                f"train.warmup is {self.warmup:g} steps, and a run over {cells} cells has {steps}; "
+                "lower it, give it as a share of the run (below 1), or train longer"
+            )
         return steps
 
 
 def schedule(settings: TrainSettings, steps: int) -> optax.Schedule:
     """Linear warm-up, then linear decay to 0 at the last step."""
-    warmup = round(settings.warmup * steps)
+    warmup = round(settings.warmup * (1 if settings.warmup >= 2 else steps))
     rising = optax.linear_schedule(0.0, settings.learning_rate, max(warmup, 1))
     falling = optax.linear_schedule(settings.learning_rate, 0.0, max(steps - warmup, 1))
     return optax.join_schedules([rising, falling], [warmup])
 
 
-def optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) behind a cut of the gradient's norm."""
+def optimizer(
+    settings: TrainSettings, steps: int, hidden_rate: float = 1.0
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) behind a cut of the gradient's norm.
+
+    Args:
+      settings: of the run.
+      steps: of the whole run.
+      hidden_rate: factor of the hidden matrices' learning rate, see `ModelSettings.base_width`;
+        their decay, rate x weight_decay, is not multiplied. It changes no state's shape.
+    """
+    adam = optax.scale_by_adam()
 
     def decayed(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    adamw = optax.adamw(
-        schedule(settings, steps), weight_decay=settings.weight_decay, mask=decayed
+    def update(grads, moments, params=None):
+        direction, moments = adam.update(grads, moments, params)
+        return jax.tree.map_with_path(scaled, direction), moments
+
+    def scaled(path, leaf):
+        return leaf * hidden_rate if path[-1].key == "kernel" else leaf
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip),
+        optax.chain(
+            optax.GradientTransformation(adam.init, update),
+            optax.add_decayed_weights(settings.weight_decay, decayed),
+            optax.scale_by_learning_rate(schedule(settings, steps)),
+        ),
     )
-    return optax.chain(optax.clip_by_global_norm(settings.clip), adamw)

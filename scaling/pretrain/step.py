@@ -121,7 +121,7 @@ def train_step(
         (value, logged), grads = gradients(state.params, cells, places_B)
     else:
         ((value, logged), grads) = _added_up(gradients, state.params, (cells, places_B), parts)
-    adamw = optimizer.optimizer(program.train, steps)
+    adamw = optimizer.optimizer(program.train, steps, program.model.ratio)
     update, moments = adamw.update(grads, state.optimizer, state.params)
     logged |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
     return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
