@@ -18,7 +18,7 @@ from scaling.pretrain import hosts, loop, sharding
 from scaling.pretrain.loop import pretrain
 
 HERE = pathlib.Path(__file__).parent
-SETTINGS = train(batch=12, checkpoint_every=2, steps=8)  # 60 cells: batches of two epochs too
+SETTINGS = train(checkpoint_every=2, steps=8)  # 128 of 60 cells: batches of two epochs too
 PROCESS = """
 import dataclasses, os, pathlib, sys
 sys.path.insert(0, sys.argv[1])
