@@ -37,6 +37,7 @@ SETTINGS = RunSettings(
         checkpoint_every=EVERY, log_every=1, held_out_cells=32,
     ),
 )
+CLOCKED = re.compile("seconds|(cells|tokens)_per_second|goodput|mfu")
 KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -66,7 +67,7 @@ def named(name: str) -> RunSettings:
 def record(folder: pathlib.Path) -> list[dict]:
     """Rows of a run, without what depends on the clock."""
     rows = read_rows(folder / METRICS)
-    return [{k: v for k, v in row.items() if k != "cells_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if not CLOCKED.match(k)} for row in rows]
 
 
 def column(folder: pathlib.Path, name: str) -> dict[int, float]:

@@ -79,3 +79,9 @@ def of_cell(
     if objective == "cab":
         again += M * M * V  # one triangle of M x M
     return Flops(forward, 3 * forward, 3 * forward + again)
+
+
+def peak(devices) -> float | None:
+    """bfloat16 FLOP/s of all the devices together; None where a datasheet is not known."""
+    peaks = [PEAKS.get(device.device_kind) for device in devices]
+    return None if None in peaks else sum(peaks)
