@@ -65,6 +65,7 @@ class RunSettings:
         """The settings that a compiled step depends on: runs that differ in the rest share it."""
         rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0, "buckets": 1}
         rest |= {"scheme": "random", "spike": "", "spike_share": 0.0, "held_out_every": 0}
+        rest |= {"checkpoint_every": 1, "log_every": 1, "held_out_cells": 1}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
 
 
