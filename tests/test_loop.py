@@ -473,6 +473,7 @@ def test_converged_is_what_the_last_tenth_says():
     assert of({0: 9.0, 90: 5.0, 100: 7.0}, 100)["converged"] is True
     assert of({90: -5.0, 100: -5.1}, 100)["converged"] is False
     assert of({0: 9.0, 90: 5.0}, 100) == {"held_out_loss": None, "converged": None}
+    assert of({0: 9.0, 50: 5.0, 100: 5.0}, 100) == {"held_out_loss": 5.0, "converged": None}
     assert of({100: 5.0}, 100) == {"held_out_loss": 5.0, "converged": None}
 
 

@@ -95,7 +95,7 @@ def table(found: dict) -> str:
         "device",
         f"  compiler     {found['compiler_flops_per_device']:10.3e} per device, the body of a loop "
         "counted once",
-        "collectives of a step, per device:",
+        "collectives of a step, per device, those in a loop once where its turns are not known:",
     ]
     lines += [
         f"  {kind:20} {sums['count']:5} {sums['bytes'] / 1e6:12.3f} MB"
