@@ -85,7 +85,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.mask_seed = 0  # of masks
     train.checkpoint_every = 1_000  # steps
     train.log_every = 10  # steps
-    train.held_out_cells = 256  # whose loss is measured ten times in a run
+    train.held_out_cells = 256  # whose loss is measured
+    train.held_out_every = 0  # steps from one such measurement to the next; 0: ten times in a run
     train.scheme = "random"  # of the subset: random, reweighted or sketch (a study sets its own)
     train.spike = ""  # data set (a file's name) that gives a share of the subset; "" is none
     train.spike_share = 0.0  # that share; the rest comes from all other data sets

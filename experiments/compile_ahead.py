@@ -1,4 +1,4 @@
-"""Config -> its training step compiled for TPUs that are not there, and the memory it takes.
+"""Config -> its training step compiled for TPUs that are not there: memory, FLOPs, collectives.
 
 python -m experiments.compile_ahead --config=configs/default.py --workdir=DIR --topology=v5e:2x4
 
@@ -20,13 +20,13 @@ GENES = flags.DEFINE_integer("genes", 25_426, "V, tokens of the vocabulary")
 
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
-    """Compiles one step; returns what it found, which workdir/compiled.json holds too."""
+    """Compiles one step; returns what it found as lines, and writes workdir/compiled.json."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not installed; run: pip install --editable '.[tpu]'")
-    found = json.dumps(ahead.compile_step(settings.run, GENES.value, TOPOLOGY.value), indent=1)
+    found = ahead.compile_step(settings.run, GENES.value, TOPOLOGY.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "compiled.json").write_text(found)
-    return found
+    (workdir / "compiled.json").write_text(json.dumps(found, indent=1))
+    return ahead.table(found)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def test_a_run_is_longer_than_its_warm_up():
         ({"log_every": 0}, "must be above 0"),
         ({"checkpoint_every": 0}, "must be above 0"),
         ({"held_out_cells": 0}, "must be above 0"),
+        ({"held_out_every": -1}, "train.held_out_every is -1; give a number of steps, or 0"),
         ({"buckets": 0}, "must be above 0"),
     ],
 )

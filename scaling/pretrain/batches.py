@@ -32,7 +32,7 @@ class Batches(grain.sources.RandomAccessDataSource):
         places: np.ndarray | None = None,
     ):
         self._places = np.arange(plan.batch) if places is None else places
-        self._masks, self._seed = masks, seed
+        self._masks, self._seed, self.genes = masks, seed, len(corpus.vocabulary)
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
         self._steps, self._padded = steps, padded
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
@@ -45,7 +45,7 @@ class Batches(grain.sources.RandomAccessDataSource):
         chosen, epochs = self._plan.at(step)
         mine = self._places
         tokens = self._corpus.tokens(self._rows[chosen[mine]], self._length(chosen))
-        if tokens.max() >= len(self._corpus.vocabulary):
+        if tokens.max() >= self.genes:
             raise ValueError(
                 f"{self._corpus.folder} has tokens that no gene has: a shard is damaged; "
                 "experiments.corpus verify names it"
@@ -61,14 +61,17 @@ class Batches(grain.sources.RandomAccessDataSource):
     def _length(self, chosen: np.ndarray) -> int:
         return self._padded[np.searchsorted(self._padded, self._lengths[chosen].max())]
 
-    def padding(self) -> float:
-        """Share of the positions of all batches, on all hosts, that hold no token."""
-        tokens = positions = 0
-        for step in range(self._steps):
-            chosen, _ = self._plan.at(step)
-            tokens += int(self._lengths[chosen].sum())
-            positions += len(chosen) * self._length(chosen)
-        return 1 - tokens / positions
+    def count(self, step: int) -> tuple[int, int]:
+        """(tokens of a global batch, on all hosts; L, the length that its cells are padded to)."""
+        chosen, _ = self._plan.at(step)
+        return int(self._lengths[chosen].sum()), self._length(chosen)
+
+    def padding(self, steps: range | None = None) -> float:
+        """Share of the positions of some batches, or of all, on all hosts, that hold no token."""
+        steps = range(self._steps) if steps is None else steps
+        counts = [self.count(step) for step in steps]
+        tokens, lengths = (sum(column) for column in zip(*counts, strict=True))
+        return 1 - tokens / (lengths * self._plan.batch)
 
     def __repr__(self) -> str:
         return f"Batches({self._plan}, steps={self._steps}, corpus={self._corpus.folder})"

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
 from scaling.pretrain import batches, checkpoint, hosts, optimizer, sharding, watch
+from scaling.pretrain.clock import Clock
 from scaling.pretrain.masking import HELD_OUT_SEED, MaskedCells
 from scaling.pretrain.model import ModelSettings, count_parameters
 from scaling.pretrain.plan import Plan, padded_lengths
@@ -21,15 +22,25 @@ SETTINGS, DONE, CHECKPOINTS = "settings.json", "done.json", "checkpoints"
 CONVERGED = 0.01  # a run is not converged while its last tenth lowers the loss by more
 
 
-def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dict:
+def pretrain(
+    settings: RunSettings, corpus: Corpus, folder: pathlib.Path, trace: int = 0
+) -> dict:
     """Trains, or goes on where the folder's last checkpoint stands, or skips a finished run.
+
+    Args:
+      settings: of the run.
+      corpus: to train on.
+      folder: that gets the run.
+      trace: steps to be written to folder/profile, for TensorBoard's profiler.
 
     Returns:
       The run's summary, which `done.json` holds too: steps, cells, tokens, their diversity,
-      exposures, share of padding, losses, converged, parameters, seconds.
+      exposures, share of padding, losses, converged, parameters, model FLOPs, tokens trained on,
+      rates, seconds in all and by what they went to, and goodput.
 
     Raises:
-      ValueError: the folder holds a run of other settings, or settings contradict the data.
+      ValueError: the folder holds a run of other settings, settings contradict the data, or a
+        trace of a finished run is asked for.
       FloatingPointError: the loss is not finite; the step is named, and its cells are listed in
         `not_finite.json`.
       OSError: a checkpoint could not be written; those before are whole.
@@ -40,13 +51,15 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         raise ValueError(
             f"model.length {settings.model.length} leaves no gene between <cls> and <eos>; raise it"
         )
-    name = settings.hash(corpus.manifest["checksums"])
-    hosts.one_by_one(lambda: _claim(folder, settings, name, corpus))
-    if hosts.all_agree((folder / DONE).exists()):
-        return json.loads((folder / DONE).read_text())
     train = settings.train
     rows = subset(corpus, train)
     steps = train.total_steps(len(rows))
+    name = settings.hash(corpus.manifest["checksums"])
+    hosts.one_by_one(lambda: _claim(folder, settings, name, corpus))
+    if hosts.all_agree((folder / DONE).exists()):
+        if trace:
+            raise ValueError(f"{folder}: the run is done; trace it in another --workdir")
+        return json.loads((folder / DONE).read_text())
     mesh = sharding.make_mesh(settings.devices, train.batch)
     with jax.set_mesh(mesh):
         state = initial_state(
@@ -55,7 +68,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         source = _training_batches(corpus, rows, settings, steps, mesh)
         held_out = _held_out_batches(corpus, settings, mesh)
         sizes = count_parameters(state.params)
-        clock = _train(settings, name, source, state, held_out, sizes, steps, mesh, folder)
+        clock = _train(settings, name, source, state, held_out, sizes, steps, mesh, folder, trace)
     lengths = corpus.lengths(rows).clip(max=settings.model.length)
     summary = {
         "hash": name,
@@ -67,7 +80,9 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
         "padding": source.padding(),
         **convergence(read_rows(folder / METRICS), steps),
         **sizes,
-        "seconds": clock["seconds"],
+        "cells_per_second": steps * train.batch / clock["seconds"],
+        "tokens_per_second": clock["tokens_trained"] / clock["seconds"],
+        **clock,
     }
     _write_json(folder / DONE, summary)
     hosts.wait("the run to be marked as done")
@@ -87,9 +102,12 @@ def load_params(folder: pathlib.Path, model: ModelSettings, vocabulary: int) -> 
 
 
 def convergence(rows: list[dict], steps: int) -> dict:
-    """Final held-out loss, and whether the last tenth of the steps still lowered it by > 1 %."""
+    """Final held-out loss, and whether the last tenth of the steps still lowered it by > 1 %.
+
+    None where no loss was measured about a tenth before the end.
+    """
     losses = {row["step"]: row["held_out/loss"] for row in rows if "held_out/loss" in row}
-    before = [step for step in losses if step <= 0.9 * steps]
+    before = [step for step in losses if 0.8 * steps <= step <= 0.9 * steps]
     if steps not in losses or not before:
         return {"held_out_loss": losses.get(steps), "converged": None}
     earlier, last = losses[max(before)], losses[steps]
@@ -161,34 +179,40 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[Maske
     return [sharding.shard_batch(source[step], mesh) for step in range(len(source))]
 
 
-def _train(settings, name, source, state, held_out, sizes, steps, mesh, folder):
+def _train(settings, name, source, state, held_out, sizes, steps, mesh, folder, trace):
     """Order of a turn: measure, save, fetch, dispatch, and read what the step before left."""
-    train, program, clock, start = settings.train, settings.program(), {"seconds": 0.0}, 0
+    train, program, saved, start, clock = settings.train, settings.program(), {}, 0, Clock()
     seed = np.uint32(train.init_seed)
     with checkpoint.manager(folder / CHECKPOINTS) as checkpoints, hosts.stop_signal() as asked:
-        restored = checkpoint.restore(checkpoints, name, state)
+        with clock.spent("checkpoint"):
+            restored = checkpoint.restore(checkpoints, name, state)
         if restored:
-            start, state, clock = restored
+            start, state, saved = restored
         iterator = batches.iterate(source, start)
-        log = watch.Log(folder, start, steps, train, sizes, clock["seconds"], source.cells)
+        log = watch.Log(folder, start, steps, settings, source, sizes, saved, clock, trace)
         with contextlib.closing(log):
             if start == 0:
                 log.held_out(0, state.params, held_out, program)
             for step in range(start + 1, steps + 1):
-                batch = sharding.shard_batch(next(iterator), mesh)
-                state, logged = train_step(state, batch, seed, program, steps)
+                with log.input():
+                    batch = sharding.shard_batch(next(iterator), mesh)
+                with log.step(step, batch, state):
+                    state, logged = train_step(state, batch, seed, program, steps)
                 log.train(step, logged)
-                if step == steps or step % max(1, steps // 10) == 0:
+                if train.measured(step, steps):
                     log.held_out(step, state.params, held_out, program)
                 checkpoint.check(checkpoints)
                 stopped = asked(step) and step < steps
                 if stopped or step == steps or step % train.checkpoint_every == 0:
                     log.flush()  # a restart goes on after this step: its row must be on disk
-                    checkpoint.save(checkpoints, name, step, state, log.clock())
+                    with clock.spent("checkpoint", after=state):
+                        checkpoint.save(checkpoints, name, step, state, log.clock())
                 if stopped:
                     checkpoint.check(checkpoints, wait=True)
                     raise hosts.Stopped(
                         f"{folder} was asked to stop and is saved at step {step} of {steps}; the "
                         "same command goes on from there"
                     )
+            with clock.spent("checkpoint"):
+                checkpoint.check(checkpoints, wait=True)
     return log.clock()

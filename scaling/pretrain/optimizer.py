@@ -24,10 +24,11 @@ class TrainSettings:
       subset_seed, init_seed, mask_seed: of the subset; of weights, dropout and order; of masks.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       log_every: steps between records.
-      held_out_cells: cells whose loss is measured ten times in a run.
+      held_out_cells: cells whose loss is measured.
       buckets: lengths that batches are padded to, at most; 1 pads all to the model's length.
       scheme: of the subset, one of `subsets.SCHEMES`.
       spike, spike_share: data set that gives this share of the subset's cells; "" and 0: none.
+      held_out_every: steps between measurements of held-out cells; 0 is a tenth of the run.
     """
 
     cells: int
@@ -48,6 +49,7 @@ class TrainSettings:
     scheme: str = "random"
     spike: str = ""
     spike_share: float = 0.0
+    held_out_every: int = 0
 
     def __post_init__(self):
         if min(self.steps, self.epochs) < 0 or (self.steps > 0) == (self.epochs > 0):
@@ -64,6 +66,11 @@ class TrainSettings:
         if min(*counts, self.buckets) < 1:
             raise ValueError(
                 f"train's batch, intervals, held_out_cells and buckets must be above 0: {self}"
+            )
+        if self.held_out_every < 0:
+            raise ValueError(
+                f"train.held_out_every is {self.held_out_every}; give a number of steps, or 0 for "
+                "ten times in a run"
             )
         if self.scheme not in SCHEMES:
             raise ValueError(f"train.scheme is {self.scheme!r}; there are {SCHEMES}")
@@ -92,6 +99,10 @@ class TrainSettings:
                 "lower it, give it as a share of the run (below 1), or train longer"
             )
         return steps
+
+    def measured(self, step: int, steps: int) -> bool:
+        """Whether held-out cells are measured after so many of a run's steps."""
+        return step == steps or step % (self.held_out_every or max(1, steps // 10)) == 0
 
 
 def schedule(settings: TrainSettings, steps: int) -> optax.Schedule:

@@ -64,7 +64,8 @@ class RunSettings:
     def program(self) -> "RunSettings":
         """The settings that a compiled step depends on: runs that differ in the rest share it."""
         rest = {"cells": 0, "subset_seed": 0, "init_seed": 0, "mask_seed": 0, "buckets": 1}
-        rest |= {"scheme": "random", "spike": "", "spike_share": 0.0}
+        rest |= {"scheme": "random", "spike": "", "spike_share": 0.0, "held_out_every": 0}
+        rest |= {"checkpoint_every": 1, "log_every": 1, "held_out_cells": 1}
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
 
 
@@ -124,7 +125,22 @@ def train_step(
     adamw = optimizer.optimizer(program.train, steps, program.model.ratio)
     update, moments = adamw.update(grads, state.optimizer, state.params)
     logged |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
+    logged |= {"param_norms": group_norms(state.params), "gradient_norms": group_norms(grads)}
     return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
+
+
+def group_norms(tree: dict) -> dict[str, jax.Array]:
+    """Euclidean norms of parameters or gradients: embedding, positions, each layer_k, head.
+
+    The norm and the token type after the embedding are of its group; all behind the layers, the
+    bias of the genes too, is of the head.
+    """
+    of = {"token_type": "embedding", "norm": "embedding"}
+    of |= dict.fromkeys(("dense", "head_norm", "bias"), "head")
+    groups = {}
+    for name, part in tree.items():
+        groups.setdefault(of.get(name, name), []).append(part)
+    return {name: optax.tree.norm(parts) for name, parts in groups.items()}
 
 
 def _added_up(gradients, params: dict, of_cells, parts: int):

@@ -21,16 +21,21 @@ class RunWriter:
     Args:
       folder: the run's.
       resume_at: rows of later steps (written after the last checkpoint) are dropped.
+
+    Attributes:
+      last: the last row that was found, dropped or not; {} where there is none.
     """
 
     def __init__(self, folder: pathlib.Path, resume_at: int):
-        self._writes = hosts.first()
+        self._writes, self.last = hosts.first(), {}
         if not self._writes:
             return
         path = folder / METRICS
-        rows = [row for row in read_rows(path) if row["step"] <= resume_at]
+        rows = read_rows(path)
+        self.last = rows[-1] if rows else {}
+        kept = [row for row in rows if row["step"] <= resume_at]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.rename(path)
         self._rows = path.open("a")
         self._scalars = ScalarWriter(str(folder))
