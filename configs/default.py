@@ -48,7 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.feed_forward = 512  # F
     model.length = 2048  # L, rank positions a cell is cut to
     model.activation = "relu"  # relu, gelu or silu
-    model.dropout = 0.02  # of hidden states and attention
+    model.dropout = 0.02  # of hidden states
+    model.attention_dropout = 0.02  # of attention weights
     model.norm_epsilon = 1e-12  # of layer norms
     model.dtype = "float32"  # of states and products; or bfloat16. Weights and softmax: float32
     model.remat = False  # compute each layer again on the way back, to save memory

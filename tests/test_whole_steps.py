@@ -89,10 +89,11 @@ def test_the_public_bert_with_our_weights_has_our_loss():
 
 def test_bert_drops_what_we_drop():
     pytest.importorskip("torch"), pytest.importorskip("transformers")
-    model = whole_steps.bert(dataclasses.asdict(tiny(dropout=0.3).run.model), V)
+    settings = tiny(dropout=0.3, attention_dropout=0.1).run.model
+    model = whole_steps.bert(dataclasses.asdict(settings), V)
     assert model.training and model.config._attn_implementation == "sdpa"
     dropout = {m.p for m in model.modules() if type(m).__name__ == "Dropout"}
-    assert dropout == {0.3} and model.bert.encoder.layer[0].attention.self.dropout.p == 0.3
+    assert dropout == {0.3, 0.1} and model.bert.encoder.layer[0].attention.self.dropout.p == 0.1
 
 
 @pytest.mark.slow

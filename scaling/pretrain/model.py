@@ -19,6 +19,9 @@ class ModelSettings:
     """Size and shape of the encoder; the fields are those of `config.model`.
 
     Attributes:
+      dropout: of hidden states; a cell's draws do not depend on its padded length.
+      attention_dropout: of attention weights, after the softmax. Its draws depend on the padded
+        length, and no fused kernel has it.
       dtype: of states and products, "float32" or "bfloat16"; weights, the sums of products, the
         softmax and the norms' moments are float32 in both.
       remat: keep of each layer but its input, and compute it again on the way back.
@@ -32,6 +35,7 @@ class ModelSettings:
     activation: str
     dropout: float
     norm_epsilon: float
+    attention_dropout: float = 0.0
     dtype: str = "float32"
     remat: bool = False
 
@@ -44,8 +48,11 @@ class ModelSettings:
             raise ValueError(f"model.activation {self.activation!r}; one of {sorted(ACTIVATIONS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype {self.dtype!r}; one of {sorted(DTYPES)}")
-        if not 0 <= self.dropout <= 0.999:
-            raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to 0.999")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) <= 0.999:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}; give a share from 0 to 0.999"
+                )
 
 
 class Dropout(nn.Module):
@@ -85,7 +92,7 @@ class Layer(nn.Module):
         s = self.settings
         dtype = DTYPES[s.dtype]
         attention = nn.MultiHeadDotProductAttention(
-            num_heads=s.heads, dropout_rate=s.dropout, deterministic=place_B is None,
+            num_heads=s.heads, dropout_rate=s.attention_dropout, deterministic=place_B is None,
             attention_fn=attend, dtype=dtype, name="attention",
         )
         norm = functools.partial(nn.LayerNorm, s.norm_epsilon, dtype)

@@ -126,7 +126,7 @@ def bert(model: dict, vocabulary: int):
         max_position_embeddings=model["length"],
         hidden_act=model["activation"],
         hidden_dropout_prob=model["dropout"],
-        attention_probs_dropout_prob=model["dropout"],
+        attention_probs_dropout_prob=model["attention_dropout"],
         layer_norm_eps=model["norm_epsilon"],
         type_vocab_size=1,
         pad_token_id=PAD,
