@@ -9,7 +9,7 @@ import numpy as np
 
 from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
-from scaling.pretrain import batches, checkpoint, optimizer, sharding, watch
+from scaling.pretrain import batches, checkpoint, fused_attention, optimizer, sharding, watch
 from scaling.pretrain.masking import HELD_OUT_SEED, MaskedCells
 from scaling.pretrain.model import ModelSettings, count_parameters
 from scaling.pretrain.plan import Plan, padded_lengths
@@ -32,6 +32,7 @@ def pretrain(settings: RunSettings, corpus: Corpus, folder: pathlib.Path) -> dic
       FloatingPointError: the loss is not finite; the step is named.
     """
     _check_platform(settings.objective.implementation)
+    fused_attention.check_platform(settings.devices.attention)
     if settings.model.length <= len(corpus.vocabulary.around):
         raise ValueError(
             f"model.length {settings.model.length} leaves no gene between <cls> and <eos>; raise it"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.corpus.tokens import PAD
-from scaling.pretrain.attention import attend
+from scaling.pretrain.fused_attention import attend
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
@@ -79,6 +79,7 @@ class Layer(nn.Module):
     """One post-layer-norm transformer layer (Vaswani et al. 2017; BERT)."""
 
     settings: ModelSettings
+    attention: str  # its implementation, see `fused_attention.attend`
 
     @nn.compact
     def __call__(
@@ -93,7 +94,8 @@ class Layer(nn.Module):
         dtype = DTYPES[s.dtype]
         attention = nn.MultiHeadDotProductAttention(
             num_heads=s.heads, dropout_rate=s.attention_dropout, deterministic=place_B is None,
-            attention_fn=attend, dtype=dtype, name="attention",
+            attention_fn=functools.partial(attend, implementation=self.attention), dtype=dtype,
+            name="attention",
         )
         norm = functools.partial(nn.LayerNorm, s.norm_epsilon, dtype)
         dense = functools.partial(nn.Dense, dtype=dtype)
@@ -118,6 +120,7 @@ class RankEncoder(nn.Module):
 
     settings: ModelSettings
     vocabulary: int
+    attention: str = "default"  # its implementation, see `fused_attention.attend`
 
     def setup(self):
         s = self.settings
@@ -130,7 +133,7 @@ class RankEncoder(nn.Module):
         self.norm = nn.LayerNorm(s.norm_epsilon, dtype)
         self.drop = Dropout(s.dropout)
         layer = nn.remat(Layer) if s.remat else Layer
-        self.layers = [layer(s, name=f"layer_{n}") for n in range(s.layers)]
+        self.layers = [layer(s, self.attention, name=f"layer_{n}") for n in range(s.layers)]
         self.dense = nn.Dense(s.width, kernel_init=normal, dtype=dtype)
         self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
 
