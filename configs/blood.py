@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.heads = 2
     config.model.feed_forward = 128
     config.model.length = 256
-    config.model.dropout = 0.0
+    config.model.dropout = config.model.attention_dropout = 0.0
     config.train.steps = 1_000
     config.train.epochs = 0.0
     config.train.batch = 8

@@ -48,7 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.feed_forward = 512  # F
     model.length = 2048  # L, rank positions a cell is cut to
     model.activation = "relu"  # relu, gelu or silu
-    model.dropout = 0.02  # of hidden states and attention
+    model.dropout = 0.02  # of hidden states
+    model.attention_dropout = 0.02  # of attention weights; 0.0 where devices.attention is fused
     model.norm_epsilon = 1e-12  # of layer norms
     model.dtype = "float32"  # of states and products; or bfloat16. Weights and softmax: float32
     model.remat = False  # compute each layer again on the way back, to save memory
@@ -96,6 +97,9 @@ def get_config() -> ml_collections.ConfigDict:
     devices.fsdp = 1  # devices that share one copy of the weights
     devices.tensor = 1  # devices that share heads, feed-forward width and vocabulary
     devices.micro_batches = 1  # equal parts of a global batch, one after another
+    # blocked; cudnn (GPU) and splash (TPU) want model.dtype=bfloat16, model.attention_dropout=0.0;
+    # default: the platform's of these where it gets that, else blocked
+    devices.attention = "default"
 
     config.evaluate = evaluate = ml_collections.ConfigDict()
     evaluate.layer = -2  # states averaged to an embedding; -2 is the layer before the last

@@ -19,5 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.heads = 12
     config.model.feed_forward = 3072
     config.model.length = 4096
-    config.model.dropout = 0.1
+    config.model.dropout = config.model.attention_dropout = 0.1
     return config

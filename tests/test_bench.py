@@ -197,7 +197,7 @@ def test_the_plain_collator_pads_to_the_longest_and_masks_as_bert():
     torch.manual_seed(0)
     masks = {"rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "draw_special": False}
     cells = [{"input_ids": list(range(2, 2 + size))} for size in (2_000, 1_500, 1_000) * 8]
-    fed = feeding._collate(50_000, masks, cells)
+    fed = feeding.collate(50_000, masks, cells)
     tokens = np.zeros((24, 2_000), int)
     for row, cell in zip(tokens, cells, strict=True):
         row[: len(cell["input_ids"])] = cell["input_ids"]
@@ -311,7 +311,7 @@ def test_the_corpora_are_measured_and_nothing_but_the_record_stays(tiny_corpus, 
     done = subprocess.run([*command, *sizes, *names], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.png"}
-    rows = json.loads((tmp_path / "b.json").read_text())["corpora"]
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert list(rows) == [f"corpus: {n}" for n in ("ranking", "building", "feeding", "memory")]
     for row in list(rows.values())[:3]:
         assert row["ratio"] == row["rates"]["ours"] / row["rates"]["plain"] > 0

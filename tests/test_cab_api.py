@@ -173,12 +173,12 @@ def test_the_mesh_in_use_names_the_platform():
     """A program may be compiled for devices that are not there."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
-        assert api._platform() == "cpu"
+        assert api.platform() == "cpu"
     elsewhere = mesh.abstract_mesh.update(
         abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
     )
     with jax.sharding.use_abstract_mesh(elsewhere):
-        assert api._platform() == "tpu"
+        assert api.platform() == "tpu"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ STEPS, EVERY = 20, 7  # a checkpoint at a step without a held-out loss, and at o
 SETTINGS = RunSettings(
     ModelSettings(
         layers=1, width=16, heads=2, feed_forward=32, length=128, activation="relu", dropout=0.1,
-        norm_epsilon=1e-12,
+        norm_epsilon=1e-12, attention_dropout=0.1,
     ),
     masking.MaskingSettings(rate=0.15, mask_share=0.8, random_share=0.1, draw_special=False),
     objectives.ObjectiveSettings("cab", "recalibrated", "cosine", 0.15, "masked_pairs"),

@@ -13,7 +13,7 @@ from scaling.pretrain.step import initial_params
 
 SMALL = ModelSettings(
     layers=2, width=12, heads=3, feed_forward=20, length=10, activation="relu", dropout=0.5,
-    norm_epsilon=1e-12,
+    norm_epsilon=1e-12, attention_dropout=0.5,
 )
 V = 30
 PRESET = ModelSettings(**default.get_config().model.to_dict())
@@ -178,6 +178,7 @@ def test_weights_are_a_function_of_the_seed():
         ({"heads": 5}, "model.width 12 is no multiple of model.heads 5"),
         ({"activation": "tanh"}, "model.activation 'tanh'"),
         ({"dropout": 1.0}, "model.dropout is 1.0"),
+        ({"attention_dropout": -0.1}, "model.attention_dropout is -0.1"),
     ],
 )
 def test_impossible_sizes_are_refused(wrong, message):
@@ -208,8 +209,8 @@ def test_computing_layers_again_changes_nothing(tokens):
 
 
 def test_bfloat16_computes_narrow_and_keeps_weights_wide(tokens):
-    (_, wide), wanted = _gradients(tokens, dropout=0.0)
-    (_, narrow), found = _gradients(tokens, dropout=0.0, dtype="bfloat16")
+    (_, wide), wanted = _gradients(tokens, dropout=0.0, attention_dropout=0.0)
+    (_, narrow), found = _gradients(tokens, dropout=0.0, attention_dropout=0.0, dtype="bfloat16")
     assert narrow.dtype == jnp.bfloat16 and wide.dtype == jnp.float32
     assert np.abs(np.float32(narrow) - wide).max() < 0.1 * np.abs(wide).max()
     assert (np.float32(narrow) != wide).any()

@@ -122,13 +122,13 @@ def masked_lm_loss(
 
 
 def _module(implementation: str | None) -> ModuleType:
-    name = DEFAULT.get(_platform(), "blocked") if implementation is None else implementation
+    name = DEFAULT.get(platform(), "blocked") if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r}; there are {sorted(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[name]
 
 
-def _platform() -> str:
+def platform() -> str:
     """Of the mesh in use, which may be one that is compiled for without its hardware."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -10,7 +10,7 @@ def write(record: dict, path: pathlib.Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(record, indent=1))
     partial.rename(path)
-    for row in record["corpora"].values():
+    for row in record["rows"].values():
         if "sizes" in row:
             plot_memory(row, path.with_suffix(".png"))
 
@@ -24,9 +24,12 @@ def table(rows: dict[str, dict]) -> str:
             lines.append(f"  left out: {row['left_out']}")
             continue
         for way, rate in row.get("rates", {}).items():
-            lines.append(f"  {way:20} {rate:12,.0f} {row['unit']}")
+            digits = ",.0f" if rate >= 100 else ".3f"
+            lines.append(f"  {way:20} {rate:12{digits}} {row['unit']}")
         if "ratio" in row:
             lines.append(f"  ours to plain        {row['ratio']:12.2f} (goal {row['goal']:g})")
+        for way, peak in row.get("memory", {}).items():
+            lines.append(f"  {way:20} {peak / 1e9:12.2f} GB of the process at its peak")
         for size in row.get("sizes", []):
             lines.append(
                 f"  {size['cells']:>9,} cells, {size['workers']} worker(s)"

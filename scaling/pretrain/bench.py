@@ -14,9 +14,8 @@ import optax
 from kernels.cab import bench, cab_loss, masked_lm_loss
 from scaling.corpus import alone
 from scaling.corpus import bench as measures
-from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
-from scaling.pretrain import feeding, masking, optimizer, step
+from scaling.pretrain import feeding, masking, optimizer, step, whole_steps
 from scaling.pretrain.model import RankEncoder
 
 STEPS = 1_000  # of the learning rate's schedule
@@ -40,7 +39,8 @@ def steps(settings: step.RunSettings, vocabulary: int, cells: int) -> dict[str, 
             params = step.initial_params(0, settings.model, vocabulary)
             moments = optimizer.optimizer(settings.train, STEPS).init(params)
             state = step.State(params, moments, jnp.int32(0))
-            batch = _masked(_tokens(settings, vocabulary, cells), vocabulary, settings)
+            tokens = whole_steps.full_cells(vocabulary, settings.model.length, cells)
+            batch = _masked(tokens, vocabulary, settings)
             args = state, batch, np.uint32(0)
             compiled = step.train_step.lower(*args, program=program, steps=STEPS).compile()
 
@@ -66,7 +66,7 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
     def case_of(loss) -> bench.Case:
         def case() -> bench.Program:
             params = step.initial_params(0, settings.model, vocabulary)
-            tokens = _tokens(settings, vocabulary, 1)
+            tokens = whole_steps.full_cells(vocabulary, settings.model.length, 1)
             cells = _masked(tokens, vocabulary, settings)
             model = RankEncoder(settings.model, vocabulary)
 
@@ -131,13 +131,6 @@ def feed(cells: measures.Cells, batch: int, masks: dict, rounds: int) -> dict:
     }
     more = {"batch": batch, "buckets": BUCKETS}
     return measures.row("feeding", "cells/s", batches * batch, taken, **more)
-
-
-def _tokens(settings: step.RunSettings, vocabulary: int, cells: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    first, length = len(SPECIAL), settings.model.length
-    genes = [rng.permutation(np.arange(first, vocabulary))[:length] for _ in range(cells)]
-    return np.stack(genes).astype(np.int32)
 
 
 def _masked(tokens, vocabulary: int, settings: step.RunSettings) -> masking.MaskedCells:

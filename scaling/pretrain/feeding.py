@@ -12,6 +12,9 @@ import numpy as np
 
 from scaling.corpus.tokens import MASK, PAD
 
+TURN = 8  # seconds of a turn of steps, and steps, at least
+MANY = 10**6  # steps of the run that they belong to
+
 
 def seconds(
     corpus: str, length: int, buckets: int, batch: int, steps: int, masks: dict, passes: int
@@ -54,6 +57,70 @@ def seconds(
     return taken[1:]
 
 
+def step_seconds(corpus: str, settings: dict, batch: int, rounds: int) -> tuple[dict, int]:
+    """Seconds of each turn and its steps; see `whole_steps.with_input`.
+
+    A turn with real input begins with an empty buffer, so that no batch is ready before its time,
+    and ends with a full one: its reader has done more than the steps needed.
+
+    Returns:
+      "ours": with batches from the corpus; "plain": with one that stays; "input": the batches
+      without a step. And the steps of a turn.
+    """
+    import jax
+
+    from scaling.corpus.shards import Corpus
+    from scaling.pretrain import batches, optimizer, sharding, step
+    from scaling.pretrain.plan import Plan
+
+    run, opened = step.RunSettings.from_config(settings), Corpus.open(pathlib.Path(corpus))
+    program, genes = run.program(), len(opened.vocabulary)
+    rows = np.flatnonzero(opened.obs["split"] == "pool")
+    mesh = sharding.make_mesh(sharding.DeviceSettings(), batch)
+    many = batches.Batches(
+        opened, rows, Plan(len(rows), batch, 0), MANY, (run.model.length,), run.masking, 0
+    )
+
+    def train(fetch, steps: int) -> float:
+        nonlocal state
+        logged, start = None, time.perf_counter()
+        for _ in range(steps):
+            before, cells = logged, fetch()
+            state, logged = step.train_step(state, cells, np.uint32(0), program, MANY)
+            if before is not None:  # as a run does, which reads the step before
+                float(before["loss"])
+        jax.block_until_ready((state, logged))
+        return time.perf_counter() - start
+
+    def fetch_alone(fetch, steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            last = fetch()
+        jax.block_until_ready(last)
+        return time.perf_counter() - start
+
+    def read(consume, steps: int) -> float:
+        iterator = batches.iterate(many)
+        next(iterator)  # starts its threads
+        seconds = consume(lambda: sharding.shard_batch(next(iterator), mesh), steps)
+        iterator.close()
+        return seconds
+
+    with jax.set_mesh(mesh):
+        params = step.initial_params(0, run.model, genes)
+        moments = optimizer.optimizer(run.train, MANY).init(params)
+        state = sharding.place(step.State(params, moments, np.int32(0)), mesh)
+        constant = sharding.shard_batch(many[0], mesh)
+        train(lambda: constant, 1)
+        steps = max(TURN, int(TURN / train(lambda: constant, 1)))
+        taken = {"ours": [], "plain": [], "input": []}
+        for _ in range(rounds):
+            taken["plain"].append(train(lambda: constant, steps))
+            taken["ours"].append(read(train, steps))
+            taken["input"].append(read(fetch_alone, steps))
+    return taken, steps
+
+
 def plain_seconds(
     cells: str, batch: int, workers: int, vocabulary: int, masks: dict, passes: int
 ) -> list[float]:
@@ -70,10 +137,10 @@ def plain_seconds(
     import datasets
     from torch.utils.data import DataLoader
 
-    collate = functools.partial(_collate, vocabulary, masks)
+    masked = functools.partial(collate, vocabulary, masks)
     tokens = datasets.load_from_disk(cells).select_columns("input_ids")
     options = {"shuffle": True, "drop_last": True, "persistent_workers": True}
-    loader = DataLoader(tokens, batch, num_workers=workers, collate_fn=collate, **options)
+    loader = DataLoader(tokens, batch, num_workers=workers, collate_fn=masked, **options)
     taken = []
     for _ in range(passes + 1):
         start = time.perf_counter()
@@ -83,7 +150,7 @@ def plain_seconds(
     return taken[1:]
 
 
-def _collate(vocabulary: int, masks: dict, cells: list[dict]) -> dict:
+def collate(vocabulary: int, masks: dict, cells: list[dict]) -> dict:
     """Lists of int -> input_ids, attention_mask and labels (-100 where nothing is predicted)."""
     import torch
 

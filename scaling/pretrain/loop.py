@@ -10,7 +10,15 @@ from jax.sharding import Mesh
 
 from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
-from scaling.pretrain import batches, checkpoint, hosts, optimizer, sharding, watch
+from scaling.pretrain import (
+    batches,
+    checkpoint,
+    fused_attention,
+    hosts,
+    optimizer,
+    sharding,
+    watch,
+)
 from scaling.pretrain.clock import Clock
 from scaling.pretrain.masking import HELD_OUT_SEED, MaskedCells
 from scaling.pretrain.model import ModelSettings, count_parameters
@@ -47,6 +55,7 @@ def pretrain(
       hosts.Stopped: SIGTERM came; the state is saved.
     """
     _check_platform(settings.objective.implementation)
+    fused_attention.check_platform(settings.devices.attention)
     if settings.model.length <= len(corpus.vocabulary.around):
         raise ValueError(
             f"model.length {settings.model.length} leaves no gene between <cls> and <eos>; raise it"

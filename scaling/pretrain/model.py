@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.corpus.tokens import PAD
-from scaling.pretrain.attention import attend
+from scaling.pretrain.fused_attention import attend
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
@@ -19,6 +19,9 @@ class ModelSettings:
     """Size and shape of the encoder; the fields are those of `config.model`.
 
     Attributes:
+      dropout: of hidden states; a cell's draws do not depend on its padded length.
+      attention_dropout: of attention weights, after the softmax. Its draws depend on the padded
+        length, and no fused kernel has it.
       dtype: of states and products, "float32" or "bfloat16"; weights, the sums of products, the
         softmax and the norms' moments are float32 in both.
       remat: keep of each layer but its input, and compute it again on the way back.
@@ -36,6 +39,7 @@ class ModelSettings:
     activation: str
     dropout: float
     norm_epsilon: float
+    attention_dropout: float = 0.0
     dtype: str = "float32"
     remat: bool = False
     base_width: int = 0
@@ -49,8 +53,11 @@ class ModelSettings:
             raise ValueError(f"model.activation {self.activation!r}; one of {sorted(ACTIVATIONS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype {self.dtype!r}; one of {sorted(DTYPES)}")
-        if not 0 <= self.dropout <= 0.999:
-            raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to 0.999")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) <= 0.999:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}; give a share from 0 to 0.999"
+                )
         if self.base_width < 0:
             raise ValueError(f"model.base_width is {self.base_width}; give a width, or 0 for none")
 
@@ -88,6 +95,7 @@ class Layer(nn.Module):
     """One post-layer-norm transformer layer (Vaswani et al. 2017; BERT)."""
 
     settings: ModelSettings
+    attention: str  # its implementation, see `fused_attention.attend`
 
     @nn.compact
     def __call__(
@@ -101,8 +109,9 @@ class Layer(nn.Module):
         s = self.settings
         dtype = DTYPES[s.dtype]
         attention = nn.MultiHeadDotProductAttention(
-            num_heads=s.heads, dropout_rate=s.dropout, deterministic=place_B is None,
-            attention_fn=attend, dtype=dtype, name="attention",
+            num_heads=s.heads, dropout_rate=s.attention_dropout, deterministic=place_B is None,
+            attention_fn=functools.partial(attend, implementation=self.attention), dtype=dtype,
+            name="attention",
         )
         norm = functools.partial(nn.LayerNorm, s.norm_epsilon, dtype)
         dense = functools.partial(nn.Dense, dtype=dtype)
@@ -127,6 +136,7 @@ class RankEncoder(nn.Module):
 
     settings: ModelSettings
     vocabulary: int
+    attention: str = "default"  # its implementation, see `fused_attention.attend`
 
     def setup(self):
         s = self.settings
@@ -139,7 +149,7 @@ class RankEncoder(nn.Module):
         self.norm = nn.LayerNorm(s.norm_epsilon, dtype)
         self.drop = Dropout(s.dropout)
         layer = nn.remat(Layer) if s.remat else Layer
-        self.layers = [layer(s, name=f"layer_{n}") for n in range(s.layers)]
+        self.layers = [layer(s, self.attention, name=f"layer_{n}") for n in range(s.layers)]
         of_head = nn.initializers.normal(0.02 * s.ratio**0.5)
         self.dense = nn.Dense(s.width, kernel_init=of_head, dtype=dtype)
         self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
+ATTENTION = ("default", "blocked", "cudnn", "splash")
 CELLS = ("data", "fsdp")  # the axes that a batch is cut along
 
 # Path of a parameter -> mesh axes of its dimensions; the first pattern that matches decides. A
@@ -35,15 +36,19 @@ class DeviceSettings:
       fsdp: devices that share one copy of the weights and gather them where they are used.
       tensor: devices that share the heads, the feed-forward width and the vocabulary.
       micro_batches: equal parts of a global batch, one after another; their gradients are added.
+      attention: its implementation, a name of `ATTENTION`; see `fused_attention.attend`.
     """
 
     fsdp: int = 1
     tensor: int = 1
     micro_batches: int = 1
+    attention: str = "default"
 
     def __post_init__(self):
-        if min(dataclasses.astuple(self)) < 1:
-            raise ValueError(f"devices.* must be at least 1: {self}")
+        if min(self.fsdp, self.tensor, self.micro_batches) < 1:
+            raise ValueError(f"numbers of devices.* must be at least 1: {self}")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"devices.attention {self.attention!r}; one of {sorted(ATTENTION)}")
 
 
 def make_mesh(settings: DeviceSettings, batch: int, devices: list | None = None) -> Mesh:

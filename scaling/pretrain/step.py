@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scaling.pretrain import masking, optimizer, predictions, sharding
+from scaling.pretrain import fused_attention, masking, optimizer, predictions, sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.objectives import Loss, ObjectiveSettings, denominators, objective
 from scaling.pretrain.sharding import DeviceSettings
@@ -34,6 +34,9 @@ class RunSettings:
                 "depends on the padded length; give train.buckets=1 or "
                 "objective.denominator=masked_pairs"
             )
+        model, named = self.model, self.devices.attention
+        asked = jnp.dtype(model.dtype), model.width // model.heads, model.attention_dropout > 0
+        fused_attention.check(named, *asked)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Mapping]) -> "RunSettings":
@@ -91,7 +94,9 @@ def train_step(
       program: see `RunSettings.program`.
       steps: of the whole run.
     """
-    model = RankEncoder(program.model, len(state.params["bias"]))
+    model = RankEncoder(
+        program.model, len(state.params["bias"]), program.devices.attention
+    )
     dropout = jax.random.fold_in(jax.random.key(seed), state.step)
     of_batch = denominators(cells, program.objective)
 
@@ -164,7 +169,7 @@ def _added_up(gradients, params: dict, of_cells, parts: int):
 @functools.partial(jax.jit, static_argnames="program")
 def held_out_sums(params: dict, cells: masking.MaskedCells, program: RunSettings) -> Loss:
     """Loss parts of held-out cells, without dropout."""
-    model = RankEncoder(program.model, len(params["bias"]))
+    model = RankEncoder(program.model, len(params["bias"]), program.devices.attention)
     params = sharding.gather(params)
     hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
     arrays = hidden_BxMxD, params["embedding"], params["bias"]
@@ -191,4 +196,5 @@ def initial_state(seed: int, program: RunSettings, steps: int, vocabulary: int) 
 def initial_params(seed: int, model: ModelSettings, vocabulary: int) -> dict:
     """Weights before any training, from the init seed."""
     tokens, slots = jnp.zeros((1, model.length), jnp.int32), jnp.zeros((1, 1), jnp.int32)
-    return RankEncoder(model, vocabulary).init(jax.random.key(seed), tokens, slots)["params"]
+    encoder = RankEncoder(model, vocabulary, "blocked")
+    return encoder.init(jax.random.key(seed), tokens, slots)["params"]
