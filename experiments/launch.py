@@ -22,7 +22,7 @@ def launch(stage: Callable[[Settings, pathlib.Path], str], many_hosts: bool = Fa
         flags.DEFINE_string("coordinator", "", "host:port of process 0; '' finds it out")
         flags.DEFINE_integer("processes", 1, "of the job, with --coordinator")
         flags.DEFINE_integer("process", 0, "number of this one, with --coordinator")
-        flags.DEFINE_integer("join_timeout", 300, "seconds to wait for the other processes")
+        flags.DEFINE_integer("join_timeout", 300, "seconds to wait for another process")
     folder = flags.DEFINE_string("workdir", None, "folder that gets the results", required=True)
     config = config_flags.DEFINE_config_file("config", None, "a file of configs/")
     flags.mark_flag_as_required("config")

@@ -26,12 +26,13 @@ def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
       coordinator: "host:port" of process 0, or "" to find it out, and with it the rest.
       processes: of the job.
       process: number of this one, from 0.
-      timeout: seconds to wait for the others.
+      timeout: seconds to wait for the others at the start, and, 100 at most, for one that no longer
+        answers; JAX then ends the process, and says so.
 
     Raises:
-      ValueError: some of what belongs together is missing, or the others did not come in time.
+      ValueError: some of what belongs together is missing.
     """
-    named = {"initialization_timeout": timeout}
+    named = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": min(timeout, 100)}
     if coordinator:
         if not 0 <= process < processes or ":" not in coordinator:
             raise ValueError(
@@ -42,19 +43,16 @@ def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
             return
         named |= {"num_processes": processes, "process_id": process}
         named["coordinator_address"] = coordinator
-        _tell(f"process {process} of {processes} waits for the others at {coordinator}")
+        _tell(
+            f"process {process} of {processes} waits {timeout} s for the others at {coordinator}; "
+            "start all with the same --coordinator and --processes, and see that its port is open"
+        )
     try:
         jax.distributed.initialize(**named)
     except ValueError as error:  # what JAX says where it finds no cluster
         if coordinator or "coordinator_address" not in str(error):
             raise
         return
-    except RuntimeError as error:
-        raise ValueError(
-            f"the processes of the job did not find each other within {timeout} s "
-            f"({str(error).splitlines()[0]}); see that all are started, with the same "
-            "--coordinator and --processes, and that its port is open, or raise --join_timeout"
-        ) from error
     if jax.process_count() > 1:
         _tell(f"{jax.process_count()} processes share {jax.device_count()} devices")
 
