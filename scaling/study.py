@@ -19,7 +19,7 @@ from scaling.analyse import report
 from scaling.corpus import build, diversity, simulate
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import scores
-from scaling.pretrain import loop, step, writer
+from scaling.pretrain import hosts, loop, step, writer
 from scaling.settings import Settings
 
 SCORES, MANIFEST = "scores.jsonl", "study.json"
@@ -60,6 +60,8 @@ def corpus_of(settings: Settings, workdir: pathlib.Path, built: str | None = Non
 def run(settings: Settings, workdir: pathlib.Path) -> str:
     """Runs a study, or what is left of it.
 
+    On many hosts all train, and each computes the scores that the first one writes.
+
     Args:
       settings: of the whole study.
       workdir: gets corpus/, runs/<job>/, scores.jsonl, scores.csv, report.html, plots/.
@@ -72,8 +74,9 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     """
     plan(settings)  # refuses what it can before a corpus is built
     _refuse_other_study(workdir, settings)
-    corpus = corpus_of(settings, workdir)
-    print(describe(corpus), file=sys.stderr)
+    corpus = hosts.one_by_one(lambda: corpus_of(settings, workdir))
+    if hosts.first():
+        print(describe(corpus), file=sys.stderr)
     jobs = plan(settings, int((corpus.obs["split"] == "pool").sum()))
     largest = max(job.cells for job in jobs)
     for scheme in settings.study.schemes:  # refuses what the pool lacks before any run
@@ -86,12 +89,14 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     content = {"config_hash": settings.hash(), "settings": settings.content()}
     content["jobs"] = [dataclasses.asdict(job) for job in jobs]
     _write(workdir / MANIFEST, lambda partial: partial.write_text(json.dumps(content, indent=1)))
-    for job in (bar := tqdm(jobs, desc="study", unit="job")):
+    for job in (bar := tqdm(jobs, desc="study", unit="job", disable=not hosts.first())):
         bar.set_postfix_str(job.name)
         folder = workdir / "runs" / job.name
-        if not (folder / SCORES).exists():
+        if not hosts.all_agree((folder / SCORES).exists()):
             rows = _do(job, settings, corpus, held_out, folder)
             _write_lines(folder / SCORES, _complete(rows, job, settings))
+    if not hosts.first():
+        return ""
     rows = [row for job in jobs for row in writer.read_rows(workdir / "runs" / job.name / SCORES)]
     _write_lines(workdir / SCORES, rows)
     table = pd.DataFrame(rows)
@@ -337,6 +342,8 @@ def _write_lines(path: pathlib.Path, rows) -> None:
 
 
 def _write(path: pathlib.Path, fill: Callable[[pathlib.Path], object]) -> None:
+    if not hosts.first():
+        return
     partial = path.with_name(path.name + ".partial")
     fill(partial)
     partial.rename(path)

@@ -169,3 +169,41 @@ def test_every_place_of_a_batch_is_some_devices():
     mesh = sharding.make_mesh(sharding.DeviceSettings(), 16)
     assert hosts.first() and hosts.all_agree(True) and not hosts.all_agree(False)
     np.testing.assert_array_equal(sharding.host_places(16, mesh), np.arange(16))
+
+
+@pytest.mark.slow
+def test_a_study_on_two_processes_finds_what_one_finds(tmp_path):
+    """The whole way: corpus, runs, scores and report, each written once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        given = [f"--coordinator=localhost:{free.getsockname()[1]}", "--processes=2"]
+    command = [sys.executable, "-m", "experiments.study", "--config=configs/smoke.py"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "XLA_FLAGS": ""}
+
+    def study(name, *more):
+        log = (tmp_path / f"{name}.{len(more) and more[-1][-1]}.log").open("w")
+        with log:
+            return subprocess.Popen(
+                [*command, f"--workdir={tmp_path / name}", *more], cwd=HERE.parent,
+                env=environment, stdout=log, stderr=log,
+            )
+
+    both = [study("two", *given, f"--process={number}") for number in range(2)]
+    assert statuses(both) == [0, 0], (tmp_path / "two.0.log").read_text()[-2000:]
+    assert statuses([study("one")]) == [0]
+    two, one = (
+        [json.loads(line) for line in (tmp_path / name / "scores.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    names = ("run", "dataset", "score", "read_from", "positions", "cells", "kind")
+    assert [[row.get(n) for n in names] for row in two] == [
+        [row.get(n) for n in names] for row in one
+    ]
+    for mine, theirs in zip(two, one, strict=True):
+        if mine["kind"] != "pretrained":
+            assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5, abs=1e-6)
+        else:
+            assert mine["held_out_loss"] == pytest.approx(theirs["held_out_loss"], rel=1e-3)
+    assert (tmp_path / "two" / "report.html").stat().st_size > 10_000
+    assert "Report:" in (tmp_path / "two.0.log").read_text()
+    assert "Report:" not in (tmp_path / "two.1.log").read_text()

@@ -78,6 +78,8 @@ def wait(what: str) -> None:
 
 def all_agree(fact: bool) -> bool:
     """Whether a fact holds in every process."""
+    if jax.process_count() == 1:
+        return fact
     return bool(np.all(multihost_utils.process_allgather(np.bool_(fact))))
 
 
