@@ -9,6 +9,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+import jax
+
 from configs import default
 from scaling.corpus import build
 from scaling.corpus.simulate import Simulation, simulate
@@ -18,6 +20,13 @@ from scaling.settings import Settings
 REAL_DATA = pathlib.Path(
     os.environ.get("SCALING_REAL_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data")
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go():
+    """What a file's tests compiled, which would add up to gigabytes in a process of all tests."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ from the layer before the last. 12 and 18 of these heads are the shapes of Genef
 
 import dataclasses
 
+from scaling.pretrain import flops, masking
+from scaling.pretrain.model import ModelSettings
+
 HEADS = (1, 2, 3, 4, 6, 8, 12, 18, 28)  # of the rungs
 HEAD_WIDTH = 64
 
@@ -40,6 +43,19 @@ class Rung:
         D, F = self.width, self.feed_forward
         return self.layers * (4 * (D * D + D) + (D * F + F) + (F * D + D) + 2 * 2 * D)
 
+    def flops(self, length: int = 2_048, rate: float = 0.15, vocabulary: int = 25_426) -> int:
+        """Model FLOPs of a training step with mlm for one cell; by default with V1's L and V.
+
+        Args:
+          length: L.
+          rate: share of positions selected.
+          vocabulary: V.
+        """
+        sizes = self.layers, self.width, self.heads, self.feed_forward
+        model = ModelSettings(*sizes, length, "relu", dropout=0.0, norm_epsilon=1e-12)
+        slots = masking.capacity(length, rate)
+        return flops.of_cell(model, "mlm", length, slots, vocabulary).model
+
     @property
     def name(self) -> str:
         """Its non-embedding parameters to one digit, in millions or billions: "0.1m", "1b"."""
@@ -66,9 +82,10 @@ def rung(name: str) -> Rung:
 
 def table() -> str:
     """All rungs as a table in Markdown."""
-    lines = ["| rung | layers | width | heads | feed-forward | non-embedding parameters |"]
-    lines.append("|---|---|---|---|---|---|")
+    titles = "rung", "layers", "width", "heads", "feed-forward", "non-embedding parameters"
+    lines = [f"| {' | '.join(titles)} | TFLOP of a step, per cell |", "|---" * 7 + "|"]
     for name, r in rungs().items():
         cells = name, r.layers, r.width, r.heads, f"{r.feed_forward:,}", f"{r.parameters:,}"
+        cells += (f"{r.flops() / 1e12:.3g}",)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
