@@ -86,8 +86,11 @@ class Dropout(nn.Module):
         if place_B is None or not least:
             return x_BxLxD
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), place_B)
-        draw = functools.partial(jax.random.bits, shape=x_BxLxD.shape[1:], dtype=jnp.uint16)
-        kept_BxLxD = jax.vmap(draw)(keys_B) >= least
+        batch, length, width = x_BxLxD.shape
+        # Words of 16 bits would cost jax as much as these.
+        draw = functools.partial(jax.random.bits, shape=(length, -(-width // 2)))
+        halves = jax.lax.bitcast_convert_type(jax.vmap(draw)(keys_B), jnp.uint16)
+        kept_BxLxD = halves.reshape(batch, length, -1)[..., :width] >= least
         return jnp.where(kept_BxLxD, x_BxLxD / (1 - self.rate), 0)
 
 
