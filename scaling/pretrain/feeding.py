@@ -70,7 +70,7 @@ def step_seconds(corpus: str, settings: dict, batch: int, rounds: int) -> tuple[
     import jax
 
     from scaling.corpus.shards import Corpus
-    from scaling.pretrain import batches, optimizer, sharding, step
+    from scaling.pretrain import batches, sharding, step
     from scaling.pretrain.plan import Plan
 
     run, opened = step.RunSettings.from_config(settings), Corpus.open(pathlib.Path(corpus))
@@ -107,9 +107,7 @@ def step_seconds(corpus: str, settings: dict, batch: int, rounds: int) -> tuple[
         return seconds
 
     with jax.set_mesh(mesh):
-        params = step.initial_params(0, run.model, genes)
-        moments = optimizer.optimizer(run.train, MANY).init(params)
-        state = sharding.place(step.State(params, moments, np.int32(0)), mesh)
+        state = step.initial_state(np.uint32(0), program, MANY, genes)
         constant = sharding.shard_batch(many[0], mesh)
         train(lambda: constant, 1)
         steps = max(TURN, int(TURN / train(lambda: constant, 1)))
