@@ -14,8 +14,9 @@ from scaling.settings import Settings
 
 PRESET = Settings.from_config(default.get_config()).run
 B = 2
-SMALL = {"width": 256, "heads": 2, "feed_forward": 1024, "length": 128, "dropout": 0.0}
-OTHER = {"width": 128, "heads": 1, "feed_forward": 256, "length": 64, "dropout": 0.0, "layers": 3}
+DRY = {"dropout": 0.0, "attention_dropout": 0.0}  # drawing counts, and is no product
+SMALL = {"width": 256, "heads": 2, "feed_forward": 1024, "length": 128, **DRY}
+OTHER = {"width": 128, "heads": 1, "feed_forward": 256, "length": 64, "layers": 3, **DRY}
 
 
 def traced(objective: str, genes: int, **model):
@@ -64,9 +65,11 @@ def test_the_formula_counts_every_product_of_the_step(objective, genes, model, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("genes", "model"), [(512, SMALL), (300, OTHER)])
+@pytest.mark.parametrize(("genes", "model"), [(512, SMALL), (300, {**OTHER, "length": 112})])
 def test_the_compiler_counts_what_the_formula_does(genes, model):
-    """Of sizes at which every loop turns once: the compiler counts a loop's body once."""
+    """Of sizes at which every loop turns once, as the compiler counts it, and of enough positions
+    that what AdamW and the norms take for each weight is little.
+    """
     program, (state, cells), formula = traced("mlm", genes, **model)
     forward = step.held_out_sums.lower(state.params, cells, program).compile()
     found = forward.cost_analysis()["flops"] / B

@@ -245,6 +245,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(whole, tiny_corpus, tmp_pat
     assert_same_bits(params_of(tmp_path, tiny_corpus), params_of(whole, tiny_corpus))
 
 
+def test_scores_of_a_run_that_goes_on_leave_its_save_alone(whole, tiny_corpus, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    half = tmp_path / "run" / loop.CHECKPOINTS / "22.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "run" / loop.CHECKPOINTS / str(STEPS), half)
+    assert_same_bits(params_of(tmp_path / "run", tiny_corpus), params_of(whole, tiny_corpus))
+    assert half.is_dir()
+
+
 def test_a_fingerprint_sees_every_bit(tiny_corpus):
     params = loop.initial_params(0, SETTINGS.model, 50)
     known = checkpoint.fingerprint(params)

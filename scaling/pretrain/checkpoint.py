@@ -19,14 +19,21 @@ UNREADABLE = ".unreadable"  # what a checkpoint is called that was skipped
 
 
 @contextlib.contextmanager
-def manager(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+def manager(folder: pathlib.Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Checkpoints of a run, written in the background; a half-written one is never seen.
+
+    Args:
+      folder: of the checkpoints.
+      read_only: leaves the folder as it is, which a run may be writing to; otherwise what a save
+        that was cut left behind is removed.
 
     Raises:
       OSError: at its end too, where one could not be written.
     """
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT), cleanup_tmp_directories=True
+        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
     )
     checkpoints = ocp.CheckpointManager(folder.resolve(), options=options)
     try:
@@ -111,7 +118,7 @@ def restore_params(folder: pathlib.Path, params):
         jax.devices()[k - 1].process_index if k else -1)]
     whole = NamedSharding(Mesh(one_of_each, "processes"), PartitionSpec())
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
-    with manager(folder) as checkpoints:
+    with manager(folder, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise ValueError(f"{folder}: no finished checkpoint; run experiments.pretrain again")
