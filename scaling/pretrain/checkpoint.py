@@ -86,9 +86,8 @@ def restore(checkpoints: ocp.CheckpointManager, run: str, state):
     Raises:
       ValueError: there are checkpoints, and none can be read.
     """
-    skipped = []
+    skipped, parts = [], {"params": state.params, "optimizer": _without_params(state)}
     for step in sorted(checkpoints.all_steps(), reverse=True):
-        parts = {"params": state.params, "optimizer": _without_params(state)}
         try:
             saved, clock = _read(checkpoints, step, run, parts)
             fault = None
@@ -114,9 +113,8 @@ def restore_params(folder: pathlib.Path, params):
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no checkpoints; train the run with experiments.pretrain")
-    one_of_each = [d for k, d in enumerate(jax.devices()) if d.process_index != (
-        jax.devices()[k - 1].process_index if k else -1)]
-    whole = NamedSharding(Mesh(one_of_each, "processes"), PartitionSpec())
+    one_of_each = {device.process_index: device for device in reversed(jax.devices())}
+    whole = NamedSharding(Mesh([*one_of_each.values()], "processes"), PartitionSpec())
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
     with manager(folder, read_only=True) as checkpoints:
         step = checkpoints.latest_step()

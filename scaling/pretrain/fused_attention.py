@@ -6,7 +6,6 @@ attention weights, and here both multiply bfloat16. Neither has been run on its 
 tested interpreted on CPU, cuDNN as far as the program that names it.
 """
 
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_

@@ -132,8 +132,8 @@ def _check_platform(implementation: str) -> None:
         )
     if implementation == "pallas_gpu":
         raise ValueError(
-            "objective.implementation 'pallas_gpu' multiplies bfloat16 states, and the encoder "
-            "computes in float32; leave it at 'default', or call kernels.cab.cab_loss yourself"
+            "objective.implementation 'pallas_gpu' multiplies bfloat16 states, and has not been in "
+            "a training step yet; leave it at 'default', or call kernels.cab.cab_loss yourself"
         )
 
 
