@@ -60,6 +60,16 @@ def test_memory_operations_and_collectives_of_a_step(simulated, monkeypatch):
     assert found["fits"] is None and "memory of a device not known" in ahead.table(found)
 
 
+def test_a_program_that_cannot_be_written_down(simulated, monkeypatch):
+    def refuse(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure (hlo_instruction.cc:390)")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", refuse)
+    found = ahead.compile_step(RUN, GENES, "v5e:2x4")
+    assert found["collectives"] is None and found["needed_bytes_per_device"] > 0
+    assert "not known: the compiler could not write down this program" in ahead.table(found)
+
+
 def test_a_compiler_that_refuses_for_want_of_memory_is_an_answer(simulated, monkeypatch):
     message = ["RESOURCE_EXHAUSTED: Ran out of memory; used 20G of 15.75G hbm.\nlong list"]
 

@@ -27,8 +27,9 @@ def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
         temporaries, outputs that do not take the place of arguments, and of the program; their
         sum, the memory there is, and whether it fits. Model FLOPs of a step (see `flops`), in all
         and per device, and what the compiler counts on a device, which takes a loop's body once.
-        Collectives (see `collectives`), the number of Pallas kernels, seconds to compile. Where
-        the compiler itself refuses for want of memory: its message as `refused`, and no bytes.
+        Collectives (see `collectives`; None where the compiler cannot write down its program), the
+        number of Pallas kernels, seconds to compile. Where the compiler itself refuses for want of
+        memory: its message as `refused`, and no bytes.
 
     Raises:
         ValueError: there is no such slice, or the batch cannot be cut over it.
@@ -97,10 +98,14 @@ def table(found: dict) -> str:
         "counted once",
         "collectives of a step, per device, those in a loop once where its turns are not known:",
     ]
+    if found["collectives"] is None:
+        lines.append("  not known: the compiler could not write down this program")
     lines += [
         f"  {kind:20} {sums['count']:5} {sums['bytes'] / 1e6:12.3f} MB"
-        for kind, sums in found["collectives"].items()
-    ] or ["  none"]
+        for kind, sums in (found["collectives"] or {}).items()
+    ]
+    if found["collectives"] == {}:
+        lines.append("  none")
     return "\n".join([*lines, f"Pallas kernels: {found['kernels']}"])
 
 
@@ -130,8 +135,15 @@ def _read(compiled: jax.stages.Compiled, memory: float | None) -> dict:
         "share_of_memory": memory and needed / memory,
         "fits": memory and needed <= memory,
         "compiler_flops_per_device": compiled.cost_analysis()["flops"],
-        "collectives": collectives.count(compiled.as_text()),
+        "collectives": _collectives(compiled),
     }
+
+
+def _collectives(compiled: jax.stages.Compiled) -> dict | None:
+    try:
+        return collectives.count(compiled.as_text())
+    except jax.errors.JaxRuntimeError:  # the TPU compiler cannot write down all of its programs
+        return None
 
 
 def _placed(array, where: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -31,10 +31,10 @@ def manager(folder: pathlib.Path, read_only: bool = False) -> Iterator[ocp.Check
       OSError: at its end too, where one could not be written.
     """
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
+        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT), read_only=read_only
     )
+    if not read_only:
+        _remove_half_written(folder.resolve())
     checkpoints = ocp.CheckpointManager(folder.resolve(), options=options)
     try:
         yield checkpoints
@@ -161,6 +161,14 @@ def _read(checkpoints, step: int, run: str | None, parts: dict):
         if np.asarray(fingerprint(saved[name])).tolist() != about["fingerprints"][name]:
             raise ValueError(f"its {name} have changed since they were saved")
     return saved, about["clock"]
+
+
+def _remove_half_written(folder: pathlib.Path) -> None:
+    # not by the manager itself, whose background thread may outlive it and meet the next one's
+    if hosts.first() and folder.is_dir():
+        for half in ocp.utils.tmp_checkpoints(folder):
+            half.get().rmtree(missing_ok=True)
+    hosts.wait("half-written checkpoints to be removed")
 
 
 def _set_aside(checkpoints, skipped: list[tuple[int, str]], step: int) -> None:
