@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ def test_the_rate_rises_for_a_tenth_and_falls_to_zero():
 
 
 def test_a_first_step_is_the_rate_times_the_sign_and_decay_spares_vectors():
-    params = {"kernel": jnp.full((2, 2), 4.0), "bias": jnp.full(2, 4.0)}
-    grads = {"kernel": jnp.array([[3.0, -3.0], [3.0, 1.0]]), "bias": jnp.array([1.0, -2.0])}
+    grads = {"kernel": jnp.array([[3.0, -3.0], [3.0, 1.0]]), "scale": jnp.array([1.0, -2.0])}
+    grads["bias"] = jnp.array([[1.0, -2.0], [2.0, -1.0]])  # of two heads
+    params = jax.tree.map(lambda gradient: jnp.full(gradient.shape, 4.0), grads)
     settings = dataclasses.replace(TRAIN, warmup=0.0, weight_decay=0.01)
     adamw = optimizer.optimizer(settings, 100)
     update, _ = adamw.update(grads, adamw.init(params), params)
@@ -39,7 +41,8 @@ def test_a_first_step_is_the_rate_times_the_sign_and_decay_spares_vectors():
     decay = 0.01 * 4.0
     wanted = -0.5 * (np.sign(grads["kernel"]) + decay)
     np.testing.assert_allclose(update["kernel"], wanted, 1e-5)
-    np.testing.assert_allclose(update["bias"], -0.5 * np.sign(grads["bias"]), 1e-5)
+    for name in ("scale", "bias"):
+        np.testing.assert_allclose(update[name], -0.5 * np.sign(grads[name]), 1e-5)
 
 
 def test_gradients_are_cut_to_the_norm():

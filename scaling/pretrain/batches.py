@@ -1,6 +1,8 @@
 """A corpus, cells of it, a plan and a seed -> masked batches, each a function of its number."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -8,6 +10,8 @@ import numpy as np
 from scaling.corpus.shards import Corpus
 from scaling.pretrain import masking
 from scaling.pretrain.plan import Plan
+
+TOGETHER = 8  # batches a thread hands over at once: a small one takes less time than its handing
 
 
 class Batches(grain.sources.RandomAccessDataSource):
@@ -83,7 +87,12 @@ def cell_hashes(cell_ids: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32)
 
 
-def iterate(source: Batches, first: int = 0) -> grain.DatasetIterator:
-    """Batches from the first one wanted; reads ahead in two threads."""
-    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    return iter(grain.MapDataset.source(source)[first:].to_iter_dataset(reading))
+def iterate(source: Batches, first: int = 0) -> Iterator[masking.MaskedCells]:
+    """Batches from the first one wanted; two threads read ahead, some batches at a time."""
+    end, reading = len(source), grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    groups = grain.MapDataset.range(first, end, TOGETHER).map(
+        lambda start: [source[step] for step in range(start, min(start + TOGETHER, end))]
+    )
+    with contextlib.closing(iter(groups.to_iter_dataset(reading))) as iterator:
+        for group in iterator:
+            yield from group

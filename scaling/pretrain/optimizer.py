@@ -126,8 +126,8 @@ def optimizer(
     """
     adam = optax.scale_by_adam()
 
-    def decayed(params):
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    def matrices(params):  # a bias of attention is one vector, stored as heads x D/H
+        return jax.tree.map_with_path(lambda p, leaf: leaf.ndim > 1 and p[-1].key != "bias", params)
 
     def update(grads, moments, params=None):
         direction, moments = adam.update(grads, moments, params)
@@ -140,7 +140,7 @@ def optimizer(
         optax.clip_by_global_norm(settings.clip),
         optax.chain(
             optax.GradientTransformation(adam.init, update),
-            optax.add_decayed_weights(settings.weight_decay, decayed),
+            optax.add_decayed_weights(settings.weight_decay, matrices),
             optax.scale_by_learning_rate(schedule(settings, steps)),
         ),
     )
