@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.cab import blocked, cab_loss, masked_lm_loss
+from kernels.cab import blocked, cab_loss, masked_lm_loss, slotwise
 
 KINDS = [(v, s) for v in ("recalibrated", "plain") for s in ("cosine", "dot", "none")]
 FLOOR = 1e-18  # of the logarithm and of the sum that normalises Q
@@ -57,8 +57,9 @@ def literal(hidden, embedding, bias, labels, known, variant, similarity):
 
 
 @functools.lru_cache
-def compiled(implementation: str, variant: str, similarity: str, block: int):
-    """Jitted (loss, its parts), gradients; traced with blocks of at most so many genes."""
+def compiled(implementation: str, variant: str, similarity: str, block=512, parts=8):
+    """Jitted (loss, its parts), gradients; traced with blocks of at most so many genes, and slots
+    cut into so many parts."""
 
     def loss(hidden, embedding, bias, labels, known):
         kind = {"variant": variant, "similarity": similarity, "implementation": implementation}
@@ -71,12 +72,15 @@ def compiled(implementation: str, variant: str, similarity: str, block: int):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
 
 
-def run(arrays, variant, similarity, *, implementation="blocked", block=64, dtype=np.float64):
+def run(
+    arrays, variant, similarity, *, implementation="blocked", block=64, parts=8, dtype=np.float64
+):
     """Parts of the loss and the gradients by hidden states, embedding and bias, in a precision."""
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(dtype == np.float64):
         patch.setattr(blocked, "BLOCK", block)
+        patch.setattr(slotwise, "PARTS", parts)
         cast = [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
-        (_, out), grads = compiled(implementation, variant, similarity, block)(*cast)
+        (_, out), grads = compiled(implementation, variant, similarity, block, parts)(*cast)
         return jax.device_get(out), jax.device_get(grads)
 
 
@@ -120,9 +124,22 @@ def test_gradients_are_those_of_the_reference(kind):
 
 @pytest.mark.parametrize(("block", "V"), [(7, 150), (512, 150), (64, 128)])
 def test_blocks_of_any_size_give_the_same(block, V):
-    arrays, kind = draw(**{**ONE, "V": V}), ("recalibrated", "cosine")
+    assert_same_as_reference(draw(**{**ONE, "V": V}), ("mlm", "none"), block=block)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 100])
+def test_any_number_of_parts_gives_the_same(parts):
+    assert_same_as_reference(draw(**ONE), ("recalibrated", "cosine"), parts=parts)
+
+
+def test_slots_at_once_are_an_eighth_and_few_where_there_are_many_cells():
+    assert [slotwise.at_once(1, M) for M in (1, 8, 9, 384)] == [1, 1, 2, 48]
+    assert [slotwise.at_once(B, 1_000) for B in (1, 4, 12, 500)] == [125, 48, 16, 16]
+
+
+def assert_same_as_reference(arrays, kind, **cut):
     wanted = run(arrays, *kind, implementation="reference")
-    found = run(arrays, *kind, block=block)
+    found = run(arrays, *kind, **cut)
     assert_close(found, wanted, 1e-9)
     real = arrays[3] >= 0
     for of_found, of_wanted in zip(found[0][-2:], wanted[0][-2:], strict=True):
@@ -134,13 +151,13 @@ def test_blocks_of_any_size_give_the_same(block, V):
 @given(
     st.integers(1, 3), st.integers(1, 19), st.integers(2, 200), st.integers(1, 5),
     st.sampled_from([*KINDS, ("mlm", "none")]), st.sampled_from((64, 128, 512)),
-    st.sampled_from((1.0, 5.0)), st.integers(0, 99),
+    st.sampled_from((1, 3, 8)), st.sampled_from((1.0, 5.0)), st.integers(0, 99),
 )
-def test_drawn_shapes(B, M, V, D, kind, block, scale, seed):
-    arrays = on_grid(draw(B, M, V, D, seed, scale))
+def test_drawn_shapes(B, M, V, D, kind, block, parts, scale, seed):
+    arrays, cut = on_grid(draw(B, M, V, D, seed, scale)), {"block": block, "parts": parts}
     wanted = run(arrays, *kind, implementation="reference")
-    assert_close(run(arrays, *kind, block=block), wanted, 1e-9)
-    assert_close(run(arrays, *kind, block=block, dtype=np.float32), wanted, 1e-5)
+    assert_close(run(arrays, *kind, **cut), wanted, 1e-9)
+    assert_close(run(arrays, *kind, **cut, dtype=np.float32), wanted, 1e-5)
 
 
 def _one_unknown(arrays):
@@ -298,9 +315,9 @@ def test_empty_slots_change_nothing(kind):
 def test_the_references_gradients_are_finite_in_float32(kind, scale):
     arrays = on_grid(draw(**ONE, seed=4, scale=scale))
     with jax.enable_x64(True):
-        _, wanted = compiled("reference", *kind, 512)(*arrays)
+        _, wanted = compiled("reference", *kind)(*arrays)
     low = [a.astype(np.float32) if a.dtype == np.float64 else a for a in arrays]
-    _, grads = compiled("reference", *kind, 511)(*low)
+    _, grads = compiled("reference", *kind, block=511)(*low)
     for grad, want in zip(*jax.device_get((grads, wanted)), strict=True):
         assert np.linalg.norm(grad - want) <= 1e-4 * np.linalg.norm(want)
 
@@ -311,7 +328,7 @@ def test_a_state_that_is_not_a_number_shows_in_the_loss(kind, implementation):
     hidden, *rest = draw(**ONE)
     hidden[0, np.flatnonzero(rest[2][0] >= 0)[0], 2] = np.nan
     with jax.enable_x64(True):
-        (loss, _), _ = compiled(implementation, *kind, 512)(hidden, *rest)
+        (loss, _), _ = compiled(implementation, *kind)(hidden, *rest)
     assert np.isnan(loss)
 
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.cab import blocked, pallas_gpu, pallas_tpu, passes, reference
+from kernels.cab import blocked, pallas_gpu, pallas_tpu, passes, reference, slotwise
 from kernels.cab.passes import axes_of, vary
 
 IMPLEMENTATIONS = {
@@ -93,7 +93,8 @@ def cab_loss(
         _whole_vocabulary(vocabulary_axis)
         found = reference.cab(*arrays, variant, similarity)
     else:
-        found = passes.cab(passes.Cut(module, variant, similarity, vocabulary_axis), *arrays)
+        compute = slotwise.cab if module is blocked else passes.cab
+        found = compute(passes.Cut(module, variant, similarity, vocabulary_axis), *arrays)
     cross_entropy, pair_sum, top_p, top_q = found
     return CabLoss(cross_entropy, pair_sum, *_counts(checked[3], cross_entropy), top_p, top_q)
 

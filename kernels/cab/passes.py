@@ -2,8 +2,9 @@
 
 No array of B x M x V ever exists: each pass computes the logits anew, some genes at a time, and
 leaves numbers per slot. An implementation supplies the passes; what stands between them (sums over
-a cut vocabulary, clamps, the custom gradient) is here, once. Everything is per cell, i a masked
-slot and v a gene; x_i(v) are logits, h hidden states, e embedding:
+a cut vocabulary, clamps, the custom gradient) is here, once. `slotwise` has the same sums in
+another order. Everything is per cell, i a masked slot and v a gene; x_i(v) are logits, h hidden
+states, e embedding:
 
 softmax      t_i = argmax x_i, r_i = sum_{v != t_i} exp(x_i(v) - x_i(t_i)), so that
                P_i(v) = exp(x_i(v) - x_i(t_i)) / (1 + r_i)
@@ -101,11 +102,11 @@ def _masked_lm_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):
 
 def _masked_lm_backward(cut, saved, cotangents):
     arrays, softmax = saved
-    rows = _rows(softmax, arrays[3])
+    rows = rows_of(softmax, arrays[3])
     free = _nll_of_p(softmax, arrays[3])[1]
     rows = rows._replace(on_p=jnp.where(free, cotangents[0], 0.0))
     grads = cut.passes.gradients(*_local(cut, arrays), None, rows, None, None, similarity="none")
-    return *_reduced(cut, grads, arrays), None
+    return *reduced(cut, grads, arrays), None
 
 
 masked_lm.defvjp(_masked_lm_forward, _masked_lm_backward)
@@ -120,68 +121,94 @@ def cab(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV):
 def _cab_forward(cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV):
     arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM
     softmax = _softmax(cut, *arrays)
-    rows = _rows(softmax, labels_BxM)
+    rows = rows_of(softmax, labels_BxM)
     wanted = cut.similarity != "none"
     sums = cut.passes.assignment(*_local(cut, arrays), known_BxV, rows, gram=wanted)
     sums = _sums_over_vocabulary(cut, sums)
-    total = sums.true + sums.other
-    total_free = ~(total <= LOG_FLOOR)  # so written that a NaN stays one
-    total = jnp.where(total_free, total, LOG_FLOOR)
-    alike = sum_of_similarity = zero = jnp.zeros_like(total)
+    loss, rows, total = cross_entropy(cut.variant, rows, softmax, sums.true, sums.other)
+    alike = sum_of_similarity = jnp.zeros_like(total)
     if wanted:
-        best = jnp.maximum(sums.best, SMALLEST)
-        divisor, divisor_free = total, total_free
-        if cut.similarity == "cosine":
-            square = jnp.diagonal(sums.gram_BxMxM, axis1=1, axis2=2)
-            # The inner where keeps sqrt'(0) = inf out of second derivatives at empty slots.
-            norm = best * jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
-            divisor_free = ~(norm <= NORM_FLOOR * total)
-            divisor = jnp.where(divisor_free, norm, NORM_FLOOR * total)
+        best, cosine = jnp.maximum(sums.best, SMALLEST), cut.similarity == "cosine"
+        square = jnp.diagonal(sums.gram_BxMxM, axis1=1, axis2=2) if cosine else None
+        divided_by, free = divisor(total, best, square)
         real = labels_BxM >= 0
-        scale = jnp.where(real, 1.0 / divisor, 0.0)
+        scale = jnp.where(real, 1.0 / divided_by, 0.0)
         others = 1.0 - jnp.eye(labels_BxM.shape[1], dtype=total.dtype)
-        ratio = jnp.where(real, best / divisor, 0.0)
+        ratio = jnp.where(real, best / divided_by, 0.0)
         alike = ratio * jnp.einsum("bij,bj->bi", sums.gram_BxMxM * others, ratio)
-        rows = rows._replace(scale=scale, along=jnp.where(divisor_free, alike, 0.0))
-        sum_of_similarity = jnp.where(divisor_free, 0.0, alike)
-    cross_entropy, free = _nll_of_p(softmax, labels_BxM)
-    if cut.variant == "recalibrated":
-        # -log(true / total), without the difference of two numbers near 1 where Q comes near 1.
-        log_total_over_true = jnp.where(
-            total_free, jnp.log1p(sums.other / _safe(sums.true)), jnp.log(total / _safe(sums.true))
-        )
-        free = (labels_BxM >= 0) & ~(sums.true <= LOG_FLOOR * total)
-        cross_entropy = _clamped(log_total_over_true, free, labels_BxM)
-        rows = rows._replace(
-            at_label=jnp.where(free, -jnp.where(total_free, sums.other / total, 1.0), 0.0),
-            beside=jnp.where(free & total_free, 1.0 / total, 0.0),
-            sum_w=jnp.where(free & ~total_free, -1.0, 0.0),
-        )
-    else:
-        rows = rows._replace(on_p=free.astype(zero.dtype))
-    outputs = cross_entropy, alike.sum() / 2, softmax.top, sums.top
+        rows = rows._replace(scale=scale, along=jnp.where(free, alike, 0.0))
+        sum_of_similarity = jnp.where(free, 0.0, alike)
+    outputs = loss, alike.sum() / 2, softmax.top, sums.top
     return outputs, (arrays, known_BxV, rows, sum_of_similarity)
 
 
 def _cab_backward(cut, saved, cotangents):
     arrays, known_BxV, rows, sum_of_similarity = saved
-    on_cross_entropy, on_similarity = cotangents[:2]
-    rows = rows._replace(
-        at_label=rows.at_label * on_cross_entropy,
-        beside=rows.beside * on_cross_entropy,
-        on_p=rows.on_p * on_cross_entropy,
-        sum_w=rows.sum_w * on_cross_entropy + sum_of_similarity * on_similarity,
-        weight=jnp.where(rows.label >= 0, on_similarity, 0.0),
-    )
+    rows = with_cotangents(rows, *cotangents[:2])
+    rows = rows._replace(sum_w=rows.sum_w + sum_of_similarity * cotangents[1])
     local = *_local(cut, arrays), known_BxV, rows
     at_top, elsewhere = cut.passes.weights(*local, similarity=cut.similarity)
     if cut.axis is not None:
         at_top, elsewhere = jax.lax.psum((at_top, elsewhere), cut.axis)
     grads = cut.passes.gradients(*local, at_top, elsewhere, similarity=cut.similarity)
-    return *_reduced(cut, grads, arrays), None, None
+    return *reduced(cut, grads, arrays), None, None
 
 
 cab.defvjp(_cab_forward, _cab_backward)
+
+
+def cross_entropy(variant: str, rows: Rows, softmax: Softmax, true, other):
+    """Of slots, by the sums of q at and beside the true gene.
+
+    Returns:
+      (the sum of the cross-entropy, the rows with what it adds to w, the clamped sum of q)
+    """
+    real, total = rows.label >= 0, true + other
+    total_free = ~(total <= LOG_FLOOR)  # so written that a NaN stays one
+    total = jnp.where(total_free, total, LOG_FLOOR)
+    loss, free = _nll_of_p(softmax, rows.label)
+    if variant == "recalibrated":
+        # -log(true / total), without the difference of two numbers near 1 where Q comes near 1.
+        log_total_over_true = jnp.where(
+            total_free, jnp.log1p(other / _safe(true)), jnp.log(total / _safe(true))
+        )
+        free = real & ~(true <= LOG_FLOOR * total)
+        loss = _clamped(log_total_over_true, free, rows.label)
+        rows = rows._replace(
+            at_label=jnp.where(free, -jnp.where(total_free, other / total, 1.0), 0.0),
+            beside=jnp.where(free & total_free, 1.0 / total, 0.0),
+            sum_w=jnp.where(free & ~total_free, -1.0, 0.0),
+        )
+    else:
+        rows = rows._replace(on_p=free.astype(total.dtype))
+    return loss, rows, total
+
+
+def divisor(total, unit, square):
+    """What q is divided by for the similarity, and where no clamp acts.
+
+    Args:
+      total: clamped sum of q.
+      unit: of which q was measured in `square`.
+      square: sum of (q / unit)^2 for the cosine; None for the dot product.
+    """
+    if square is None:
+        return total, ~(total <= LOG_FLOOR)
+    # The inner where keeps sqrt'(0) = inf out of second derivatives at empty slots.
+    norm = unit * jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+    free = ~(norm <= NORM_FLOOR * total)
+    return jnp.where(free, norm, NORM_FLOOR * total), free
+
+
+def with_cotangents(rows: Rows, on_cross_entropy, on_similarity) -> Rows:
+    """What the sums' cotangents make of the rows' share in w."""
+    return rows._replace(
+        at_label=rows.at_label * on_cross_entropy,
+        beside=rows.beside * on_cross_entropy,
+        on_p=rows.on_p * on_cross_entropy,
+        sum_w=rows.sum_w * on_cross_entropy,
+        weight=jnp.where(rows.label >= 0, on_similarity, 0.0),
+    )
 
 
 def axes_of(*arrays) -> frozenset[str]:
@@ -224,7 +251,7 @@ def _sums_over_vocabulary(cut: Cut, part: Assigned) -> Assigned:
     return Assigned(*jax.lax.psum((part.true, part.other), cut.axis), best, top, gram)
 
 
-def _rows(softmax: Softmax, labels_BxM) -> Rows:
+def rows_of(softmax: Softmax, labels_BxM) -> Rows:
     real, rest = labels_BxM >= 0, softmax.rest
     zero = jnp.zeros_like(rest)
     return Rows(
@@ -252,7 +279,7 @@ def _safe(true):
     return jnp.where(true <= 0, 1.0, true)
 
 
-def _reduced(cut: Cut, grads, arrays):
+def reduced(cut: Cut, grads, arrays):
     """Gradients in their arrays' types; that by the hidden states summed over the vocabulary."""
     d_hidden, d_embedding, d_bias = grads
     if cut.axis is not None:
