@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -18,6 +20,7 @@ def launch(stage: Callable[[Settings, pathlib.Path], str], many_hosts: bool = Fa
     Bad input ends with its message on stderr and exit status 2, without a traceback; a run that
     SIGTERM stopped, with status 75. Of many hosts the first one prints.
     """
+    _give_threads_to_simulated_devices()
     if many_hosts:
         flags.DEFINE_string("coordinator", "", "host:port of process 0; '' finds it out")
         flags.DEFINE_integer("processes", 1, "of the job, with --coordinator")
@@ -43,8 +46,18 @@ def parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        # A config that raises is told with its traceback, whose last line says what is wrong.
+        print(f"error: {text.splitlines()[-1] if 'Traceback' in text else text}", file=sys.stderr)
         sys.exit(2)
+
+
+def _give_threads_to_simulated_devices() -> None:
+    # XLA has one thread for each of them or each core; a step that sums over devices needs more,
+    # or waits for itself until it is aborted.
+    simulated = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if simulated:
+        os.environ.setdefault("PJRT_NPROC", str(2 * int(simulated[1])))
 
 
 def _join() -> None:
@@ -62,6 +75,9 @@ def report_errors(stage: Callable[[], str | None]) -> None:
     except hosts.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(hosts.STOPPED)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SCALING_TRACEBACK"):
             raise

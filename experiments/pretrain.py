@@ -5,6 +5,7 @@ python -m experiments.pretrain --config=... --workdir=DIR [--corpus=DIR] [--prof
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -20,6 +21,8 @@ PROFILE = flags.DEFINE_integer("profile", 0, "trace so many steps to run/profile
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Trains into workdir/run, on a given corpus or on workdir/corpus."""
     corpus = hosts.one_by_one(lambda: study.corpus_of(settings, workdir, CORPUS.value))
+    if hosts.first():
+        print(study.describe(corpus), file=sys.stderr)
     done = loop.pretrain(settings.run, corpus, workdir / "run", PROFILE.value)
     return json.dumps(done, indent=1)
 

@@ -47,6 +47,7 @@ def corpus_of(settings: Settings, workdir: pathlib.Path, built: str | None = Non
         simulated = workdir / "simulated.h5ad"
         if not simulated.exists():
             workdir.mkdir(parents=True, exist_ok=True)
+            print("data.h5ad names no file: cells are simulated", file=sys.stderr)
             simulate.simulate(simulated, settings.simulation)
         elif simulate.settings_of(simulated) != settings.simulation:
             raise ValueError(

@@ -8,6 +8,7 @@ import pytest
 # Before jax is imported: eight simulated devices, so that every run of the tests is sharded.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("PJRT_NPROC", "16")  # threads, or eight devices may wait for each other
 
 import jax
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -163,6 +164,20 @@ def test_a_process_that_waits_alone_says_so_and_ends(tiny_corpus, tmp_path):
 def test_flags_that_do_not_fit_are_refused(coordinator, processes, process):
     with pytest.raises(ValueError, match="give host:port of process 0, their number"):
         hosts.join(coordinator, processes, process, 1)
+
+
+@pytest.mark.parametrize(("processes", "process"), [(2, 0), (1, 1)])
+def test_a_part_of_a_job_does_not_run_alone_for_want_of_its_coordinator(processes, process):
+    with pytest.raises(ValueError, match="without --coordinator; give host:port of process 0"):
+        hosts.join("", processes, process, 1)
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_ends_all(whole, tiny_corpus, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert statuses(start(tiny_corpus, tmp_path / "run", 2, steps=10), 100) == [2, 2]
+    assert "holds a run of other settings" in log_of(tmp_path / "run", 0)
+    assert "another process of the job ended; its message" in log_of(tmp_path / "run", 1)
 
 
 def test_every_place_of_a_batch_is_some_devices():

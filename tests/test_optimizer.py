@@ -1,6 +1,7 @@
 """Learning rate at every step, duration, and what decay and clipping touch."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,21 @@ def test_a_first_step_is_the_rate_times_the_sign_and_decay_spares_vectors():
     np.testing.assert_allclose(update["kernel"], wanted, 1e-5)
     for name in ("scale", "bias"):
         np.testing.assert_allclose(update[name], -0.5 * np.sign(grads[name]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learning_rate", (0.0, -1.0, math.nan, math.inf)),
+        ("weight_decay", (-1.0, math.nan, math.inf)),
+        ("clip", (0.0, -1.0, math.nan)),
+        ("epochs", (math.nan, math.inf)),
+    ],
+)
+def test_numbers_that_cannot_train_are_refused(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"train.{name}"):
+            dataclasses.replace(TRAIN, **{name: value})
 
 
 def test_gradients_are_cut_to_the_norm():

@@ -138,13 +138,78 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_it_is_at(whole, tiny_corpus,
     go_on_to_the_end(tmp_path, whole, tiny_corpus)
 
 
+def test_a_signal_in_the_last_step_of_a_run_stops_the_next(tiny_corpus, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def asked_in_the_last(checkpoints, name, step, *rest):
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(checkpoints, name, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", asked_in_the_last)
+        pretrain(OFTEN, tiny_corpus, tmp_path / "first")
+    assert (tmp_path / "first" / loop.DONE).exists()
+    with pytest.raises(hosts.Stopped, match="is saved at step 1 of"):
+        pretrain(OFTEN, tiny_corpus, tmp_path / "second")
+    pretrain(OFTEN, tiny_corpus, tmp_path / "second")
+
+
+@pytest.mark.parametrize("name", [STEPS - 1, STEPS + 5])
+def test_a_checkpoint_under_another_steps_name_is_not_believed(
+    name, whole, tiny_corpus, tmp_path, capfd
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / loop.DONE).unlink()
+    kept, moved = sorted(int(path.name) for path in (folder / loop.CHECKPOINTS).iterdir())
+    (folder / loop.CHECKPOINTS / str(moved)).rename(folder / loop.CHECKPOINTS / str(name))
+    go_on_to_the_end(folder, whole, tiny_corpus)
+    said = capfd.readouterr().err
+    assert f"step {name}: ValueError: it is of step {moved}" in said
+    assert f"goes on from step {kept} of {STEPS}" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "message"),
+    [
+        (loop.SETTINGS, None, f"has done.json, metrics.jsonl, checkpoints and no {loop.SETTINGS}"),
+        (loop.SETTINGS, "{", "is damaged .*bring it back, or remove the run's folder"),
+        (loop.SETTINGS, "{}", "is damaged .it has no hash.; bring it back"),
+        (loop.DONE, "", "is damaged .*the run goes on from its last checkpoint"),
+        (loop.DONE, '{"hash": "0123"}', "holds a run of other settings .*hash 0123"),
+        ("metrics.jsonl", '{"step": 1}\n[1, 2]\n', "line 2 is damaged .*remove the line"),
+        ("metrics.jsonl", "\xff\n", "line 1 is damaged"),
+        (loop.CHECKPOINTS, "", "checkpoints is no folder"),
+    ],
+)
+def test_a_folder_whose_files_are_damaged_is_refused(
+    part, text, message, whole, tiny_corpus, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    if part not in (loop.SETTINGS, loop.DONE):
+        (folder / loop.DONE).unlink()
+    path = folder / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*")}
+    with pytest.raises(ValueError, match=message):
+        pretrain(OFTEN, tiny_corpus, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*")} == before
+
+
 def test_a_stop_signal_is_seen_and_taken_back():
     before = signal.getsignal(signal.SIGTERM)
-    with hosts.stop_signal() as asked:
+    with pytest.raises(hosts.Stopped), hosts.stop_signal() as asked:
         assert not asked(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked(2)
+        raise hosts.Stopped
     assert signal.getsignal(signal.SIGTERM) == before
+    with hosts.stop_signal() as asked:
+        assert not asked(1)
 
 
 def cut_in_half(folder: pathlib.Path) -> None:

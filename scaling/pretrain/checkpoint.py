@@ -33,6 +33,8 @@ def manager(folder: pathlib.Path, read_only: bool = False) -> Iterator[ocp.Check
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEPT), read_only=read_only
     )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, and checkpoints want one; remove or rename it")
     if not read_only:
         _remove_half_written(folder.resolve())
     checkpoints = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -160,6 +162,8 @@ def _read(checkpoints, step: int, run: str | None, parts: dict):
     for name in parts:
         if np.asarray(fingerprint(saved[name])).tolist() != about["fingerprints"][name]:
             raise ValueError(f"its {name} have changed since they were saved")
+    if "optimizer" in saved and saved["optimizer"]["step"] != step:
+        raise ValueError(f"it is of step {saved['optimizer']['step']}")
     return saved, about["clock"]
 
 

@@ -12,6 +12,8 @@ from jax.experimental import multihost_utils
 
 STOPPED = 75  # exit status of a run that was asked to stop and saved; EX_TEMPFAIL of sysexits.h
 
+_asked = threading.Event()  # SIGTERM came
+
 
 class Stopped(Exception):
     """A run was asked to stop by SIGTERM, and its state is saved."""
@@ -47,6 +49,11 @@ def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
             f"process {process} of {processes} waits {timeout} s for the others at {coordinator}; "
             "start all with the same --coordinator and --processes, and see that its port is open"
         )
+    elif (processes, process) != (1, 0):
+        raise ValueError(
+            f"--processes={processes} --process={process} without --coordinator; give host:port of "
+            "process 0 too"
+        )
     try:
         jax.distributed.initialize(**named)
     except ValueError as error:  # what JAX says where it finds no cluster
@@ -63,11 +70,23 @@ def first() -> bool:
 
 
 def one_by_one(do: Callable[[], object]):
-    """`do` of the first process, then of the others, which find what it left on the shared disk."""
-    if first():
-        done = do()
-    wait("the first process to write")
-    return done if first() else do()
+    """`do` of the first process, then of the others, which find what it left on the shared disk.
+
+    Where it fails in one of them it fails in all: none waits for another that has ended.
+
+    Raises:
+      ValueError: another process could not do it, and has said why.
+    """
+    done = fault = None
+    for mine in (first(), not first()):
+        if mine:
+            try:
+                done = do()
+            except (ValueError, OSError) as error:
+                fault = error
+        if not all_agree(fault is None):
+            raise fault or ValueError("another process of the job ended; its message says why")
+    return done
 
 
 def wait(what: str) -> None:
@@ -87,18 +106,21 @@ def all_agree(fact: bool) -> bool:
 def stop_signal() -> Iterator[Callable[[int], bool]]:
     """Yields whether a run is to stop after a step, the same in all processes.
 
-    SIGTERM to any of them asks for it. It must be called at every step.
+    SIGTERM to any of them asks for it; one that comes in a run's last step stops the next run. It
+    must be called at every step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # signals reach the main thread alone
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: _asked.set())
     try:
-        yield lambda step: asked.is_set()
+        yield lambda step: _asked.is_set()
+    except Stopped:
+        _asked.clear()
+        raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

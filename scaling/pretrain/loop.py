@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ def pretrain(
     if hosts.all_agree((folder / DONE).exists()):
         if trace:
             raise ValueError(f"{folder}: the run is done; trace it in another --workdir")
-        return json.loads((folder / DONE).read_text())
+        return _finished(folder, name)
     mesh = sharding.make_mesh(settings.devices, train.batch)
     with jax.set_mesh(mesh):
         state = initial_state(
@@ -141,17 +142,43 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
     """Writes what the folder is for, or refuses one that is for something else."""
     path = folder / SETTINGS
     if path.exists():
-        held = json.loads(path.read_text())["hash"]
-        if held != name:
-            raise ValueError(
-                f"{folder} holds a run of other settings or another corpus (hash {held}, now "
-                f"{name}); give another --workdir or remove the folder"
-            )
+        _refuse_other(folder, _read_json(path, "bring it back, or remove the run's folder"), name)
         return
+    left = [part for part in (DONE, METRICS, CHECKPOINTS) if (folder / part).exists()]
+    if left:
+        raise ValueError(
+            f"{folder} has {', '.join(left)} and no {SETTINGS} that says of which run; bring it "
+            "back, or give another --workdir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     corpus.vocabulary.save(folder / VOCABULARY)
-    content = {"hash": name, "vocabulary": corpus.vocabulary.hash, **settings.content()}
-    _write_json(path, content)
+    content = {"hash": name, "corpus": str(corpus.folder), "vocabulary": corpus.vocabulary.hash}
+    _write_json(path, content | settings.content())
+
+
+def _finished(folder: pathlib.Path, name: str) -> dict:
+    done = _read_json(folder / DONE, "remove it: the run goes on from its last checkpoint")
+    _refuse_other(folder, done, name)
+    return done
+
+
+def _refuse_other(folder: pathlib.Path, held: dict, name: str) -> None:
+    if held["hash"] != name:
+        raise ValueError(
+            f"{folder} holds a run of other settings or another corpus (hash {held['hash']}, now "
+            f"{name}); give another --workdir or remove the folder"
+        )
+
+
+def _read_json(path: pathlib.Path, remedy: str) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        if "hash" in content:
+            return content
+        error = "it has no hash"
+    except (ValueError, TypeError, IsADirectoryError) as found:
+        error = found
+    raise ValueError(f"{path} is damaged ({error}); {remedy}")
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
@@ -197,6 +224,8 @@ def _train(settings, name, source, state, held_out, sizes, steps, mesh, folder, 
             restored = checkpoint.restore(checkpoints, name, state)
         if restored:
             start, state, saved = restored
+            if hosts.first():
+                print(f"{folder}: goes on from step {start} of {steps}", file=sys.stderr)
         iterator = batches.iterate(source, start)
         log = watch.Log(folder, start, steps, settings, source, sizes, saved, clock, trace)
         with contextlib.closing(log):

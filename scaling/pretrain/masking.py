@@ -36,7 +36,8 @@ class MaskingSettings:
     def __post_init__(self):
         if not 0 < self.rate < 1:
             raise ValueError(f"masking.rate is {self.rate}; give a share between 0 and 1")
-        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
+        shares = self.mask_share, self.random_share
+        if not (min(shares) >= 0 and sum(shares) <= 1):  # so written that a NaN is refused
             raise ValueError(
                 f"masking.mask_share {self.mask_share} and random_share {self.random_share} must "
                 "be shares that add up to 1 at most"

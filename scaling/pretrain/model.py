@@ -49,6 +49,8 @@ class ModelSettings:
             raise ValueError(f"model sizes must be at least 1: {self}")
         if self.width % self.heads:
             raise ValueError(f"model.width {self.width} is no multiple of model.heads {self.heads}")
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"model.norm_epsilon is {self.norm_epsilon}; give one between 0 and 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation {self.activation!r}; one of {sorted(ACTIVATIONS)}")
         if self.dtype not in DTYPES:

@@ -55,8 +55,20 @@ class TrainSettings:
         if min(self.steps, self.epochs) < 0 or (self.steps > 0) == (self.epochs > 0):
             raise ValueError(
                 f"train.steps is {self.steps} and train.epochs {self.epochs}; set exactly one of "
-                "them above 0"
+                "them above 0 (--config.train.epochs=0 leaves the steps)"
             )
+        ranges = {
+            "epochs": 0 <= self.epochs < math.inf,
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "clip": self.clip > 0,
+        }
+        for name, holds in ranges.items():
+            if not holds:
+                raise ValueError(
+                    f"train.{name} is {getattr(self, name)}; give a number above 0"
+                    + (", or 0" if name in ("epochs", "weight_decay") else "")
+                )
         if not 0 <= self.warmup < 1 and not (self.warmup >= 2 and float(self.warmup).is_integer()):
             raise ValueError(
                 f"train.warmup is {self.warmup}; give a share of the run, below 1, or a whole "

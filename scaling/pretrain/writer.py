@@ -58,11 +58,24 @@ class RunWriter:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """Rows of a JSONL file; none where there is no file. A cut last line is left out."""
+    """Rows of a JSONL file; none where there is no file. A cut last line is left out.
+
+    Raises:
+      ValueError: a line is no row.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error}); remove the line and run again"
+            ) from error
+    return rows
 
 
 def write_hparams(
