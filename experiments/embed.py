@@ -26,7 +26,10 @@ def main() -> str:
     """Embeds every cell of a file with a run's last checkpoint."""
     run = pathlib.Path(RUN.value)
     if not (run / loop.SETTINGS).is_file():
-        raise ValueError(f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run")
+        raise ValueError(
+            f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run, which "
+            "experiments.pretrain makes as WORKDIR/run"
+        )
     model = ModelSettings(**json.loads((run / loop.SETTINGS).read_text())["model"])
     vocabulary = Vocabulary.load(run / "vocabulary.json")
     source = readers.open_source(H5AD.value, layer=COUNTS.value, gene_column=GENE_COLUMN.value)

@@ -30,7 +30,7 @@ def fit() -> str:
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: no readable table of scores ({error})") from error
     out = pathlib.Path(OUT.value)
-    verdict = report.analyse(rows, out, study.provenance(out))
+    verdict = report.analyse(rows, out, study.origin(out))
     return f"{verdict}\n\nReport: {out / 'report.html'}"
 
 

@@ -1,10 +1,12 @@
 """Flags -> settings -> one stage of the library; what every entry point shares."""
 
+import errno
 import os
 import pathlib
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -81,5 +83,15 @@ def report_errors(stage: Callable[[], str | None]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SCALING_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_remedy(error)}", file=sys.stderr, flush=True)
+        if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
+            os._exit(2)  # threads of a save that failed wait for each other, and would for ever
         sys.exit(2)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; make room and run the same command again: what is saved is whole"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+        return "; give a --workdir that can be written to"
+    return ""

@@ -11,7 +11,7 @@ import sys
 from absl import flags
 
 from experiments.launch import launch
-from scaling import study
+from scaling import provenance, study
 from scaling.pretrain import sweep
 from scaling.settings import Settings
 
@@ -26,7 +26,7 @@ def main(settings: Settings, workdir: pathlib.Path) -> str:
     rows = sweep.sweep(settings.run, corpus, widths, rates, workdir / "runs")
     record = {
         "command": shlex.join(["python", "-m", "experiments.learning_rate", *sys.argv[1:]]),
-        "commit": study.commit(),
+        "commit": provenance.commit(),
         "best": sweep.best(rows),
         "rows": rows,
     }

@@ -2,12 +2,10 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import itertools
 import json
 import pathlib
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from scaling import provenance
 from scaling.analyse import report
 from scaling.corpus import build, diversity, simulate
 from scaling.corpus.shards import Corpus
@@ -23,7 +22,6 @@ from scaling.pretrain import hosts, loop, step, writer
 from scaling.settings import Settings
 
 SCORES, MANIFEST = "scores.jsonl", "study.json"
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "anndata", "numpy", "scib-metrics")
 HPARAMS = ("objective", "cells", "seed", "similarity_weight", "learning_rate", "steps")
 
 
@@ -103,7 +101,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     table = pd.DataFrame(rows)
     table.to_csv(workdir / "scores.csv", index=False)
     _write_hparams(table, settings, workdir)
-    verdict = report.analyse(table, workdir, provenance(workdir) | {"cells": describe(corpus)})
+    verdict = report.analyse(table, workdir, origin(workdir) | {"cells": describe(corpus)})
     return f"{verdict}\n\nReport: {workdir / 'report.html'}"
 
 
@@ -218,7 +216,8 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
 
 def _complete(rows: list[dict], job: Job, settings: Settings) -> Iterator[dict]:
     absent = {"exposures": 0, "converged": None}
-    made = {"run": job.name, "config_hash": settings.hash(), "commit": commit(), **versions()}
+    made = {"run": job.name, "config_hash": settings.hash(), "commit": provenance.commit()}
+    made["packages"] = provenance.packages()
     for row in rows:
         yield {**absent, **row, **made}
 
@@ -261,32 +260,15 @@ def describe(corpus: Corpus) -> str:
     return "\n".join(lines)
 
 
-def provenance(workdir: pathlib.Path) -> dict[str, str]:
+def origin(workdir: pathlib.Path) -> dict[str, str]:
     """What it takes to repeat what stands in a folder."""
     return {
         "command": shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]]),
-        "commit": commit(),
-        "packages": versions()["packages"],
+        "commit": provenance.commit(),
+        "packages": provenance.packages(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "folder": str(workdir),
     }
-
-
-def commit() -> str:
-    """Commit of the code, marked where the tree was changed; "unknown" outside a repository."""
-    here = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    return f"{head}{'+changes' if git('status', '--porcelain', '-uno') else ''}" or "unknown"
-
-
-def versions() -> dict[str, str]:
-    """{"packages": "jax 0.10.2, ..."}."""
-    return {"packages": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)}
 
 
 def _refuse_other_study(workdir: pathlib.Path, settings: Settings) -> None:

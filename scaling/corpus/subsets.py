@@ -78,8 +78,8 @@ def nested(
     if cells is not None and not 0 < cells <= len(found):
         of = f" ({len(found)} at {spike_share:g} from {spike})" if spike else ""
         raise ValueError(
-            f"a subset of {cells} cells from a pool of {len(pool)}{of}; lower study.sizes, or give "
-            "more cells with data.h5ad"
+            f"a subset of {cells} cells from a pool of {len(pool)}{of}; lower train.cells (of a "
+            "study, study.sizes), or give more cells with data.h5ad"
         )
     return found[:cells]
 

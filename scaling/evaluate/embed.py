@@ -10,15 +10,18 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from scaling.corpus import coverage, pieces, readers
 from scaling.corpus.shards import Corpus, pad
 from scaling.corpus.tokens import PAD
 from scaling.corpus.vocabulary import Vocabulary
+from scaling.pretrain import sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 
-BATCH = 64
+TOKENS = 16_384  # of a batch
+LENGTHS = (64, 128, 256, 384, 512, 768, 1_024, 1_536)  # that cells are padded to, or the longest
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "special"))
@@ -48,13 +51,31 @@ def embed_tokens(
     """
     if not -model.layers - 1 <= layer <= model.layers:
         raise ValueError(f"layer {layer} of a model of {model.layers} layers; see evaluate.layer")
-    out = []
-    for block in blocks:
-        for start in range(0, len(block), BATCH):
-            part = block[start : start + BATCH]
-            full = np.pad(part, ((0, BATCH - len(part)), (0, 0)), constant_values=PAD)
-            out.append(np.asarray(_embed(params, full, model, layer, special))[: len(part)])
-    return np.concatenate(out)
+    devices = jax.local_devices()
+    mesh = sharding.make_mesh(sharding.DeviceSettings(), len(devices), devices)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        embed = functools.partial(_embed, params, model=model, layer=layer, special=special)
+        return np.concatenate([_by_length(embed, block, model.width, mesh) for block in blocks])
+
+
+def _by_length(embed, tokens_NxL: np.ndarray, width: int, mesh: Mesh) -> np.ndarray:
+    """Batches of cells of about one length; a cell's own length decides what it is padded to."""
+    length_N, longest = (tokens_NxL != PAD).sum(1), tokens_NxL.shape[1]
+    padded = np.array([length for length in LENGTHS if length < longest] + [longest])
+    found, parts = [], []
+    for length in padded[np.unique(np.searchsorted(padded, length_N))]:
+        rows = np.flatnonzero(padded[np.searchsorted(padded, length_N)] == length)
+        size = -(-max(1, TOKENS // length) // mesh.size) * mesh.size
+        for start in range(0, len(rows), size):
+            parts.append(rows[start : start + size])
+            batch = np.full((size, length), PAD, np.int32)
+            batch[: len(parts[-1])] = tokens_NxL[parts[-1], :length]
+            found.append(embed(sharding.shard_batch(batch, mesh)))
+    embedding = np.empty((len(tokens_NxL), width), np.float32)
+    for rows, of_rows in zip(parts, jax.device_get(found), strict=True):
+        embedding[rows] = of_rows[: len(rows)]
+    return embedding
 
 
 def embed_corpus(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from scaling import provenance
 from scaling.corpus import diversity, sketch, subsets
 from scaling.corpus.shards import VOCABULARY, Corpus
 from scaling.pretrain import (
@@ -142,7 +143,8 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
     """Writes what the folder is for, or refuses one that is for something else."""
     path = folder / SETTINGS
     if path.exists():
-        _refuse_other(folder, _read_json(path, "bring it back, or remove the run's folder"), name)
+        held = _read_json(path, "bring it back, or remove the run's folder")
+        _refuse_other(folder, held, name, settings)
         return
     left = [part for part in (DONE, METRICS, CHECKPOINTS) if (folder / part).exists()]
     if left:
@@ -153,6 +155,7 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
     folder.mkdir(parents=True, exist_ok=True)
     corpus.vocabulary.save(folder / VOCABULARY)
     content = {"hash": name, "corpus": str(corpus.folder), "vocabulary": corpus.vocabulary.hash}
+    content |= {"commit": provenance.commit(), "packages": provenance.packages()}
     _write_json(path, content | settings.content())
 
 
@@ -162,12 +165,21 @@ def _finished(folder: pathlib.Path, name: str) -> dict:
     return done
 
 
-def _refuse_other(folder: pathlib.Path, held: dict, name: str) -> None:
-    if held["hash"] != name:
-        raise ValueError(
-            f"{folder} holds a run of other settings or another corpus (hash {held['hash']}, now "
-            f"{name}); give another --workdir or remove the folder"
-        )
+def _refuse_other(folder, held: dict, name: str, settings: RunSettings | None = None) -> None:
+    if held["hash"] == name:
+        return
+    parts = settings.content() if settings else {}
+    differences = [
+        f"{part}.{field} was {held[part].get(field)!r}, now {value!r}"
+        for part, fields in parts.items()
+        for field, value in fields.items()
+        if part in held and held[part].get(field) != value
+    ]
+    raise ValueError(
+        f"{folder} holds another run (hash {held['hash']}, now {name}): "
+        f"{'; '.join(differences) or 'of another corpus'}; give another --workdir or remove the "
+        "folder"
+    )
 
 
 def _read_json(path: pathlib.Path, remedy: str) -> dict:
@@ -212,7 +224,13 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[Maske
     padded = (settings.model.length,)
     draw = settings.masking, HELD_OUT_SEED, sharding.host_places(size, mesh)
     source = batches.Batches(corpus, rows, plan, len(rows) // size, padded, *draw)
-    return [sharding.shard_batch(source[step], mesh) for step in range(len(source))]
+    found = [source[step] for step in range(len(source))]
+    if not any((batch.labels_BxM >= 0).any() for batch in found):
+        raise ValueError(
+            f"masking.rate {settings.masking.rate} masks no position of {len(rows)} held-out "
+            "cells; raise it"
+        )
+    return [sharding.shard_batch(batch, mesh) for batch in found]
 
 
 def _train(settings, name, source, state, held_out, sizes, steps, mesh, folder, trace):

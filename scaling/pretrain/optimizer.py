@@ -103,7 +103,7 @@ class TrainSettings:
         if steps * self.batch < cells:
             raise ValueError(
                 f"{steps} steps of {self.batch} cells do not reach each of the {cells} cells once; "
-                "raise train.steps or train.epochs, or lower the number of cells"
+                "raise train.steps or train.epochs, or lower train.cells (of a study, study.sizes)"
             )
         if self.warmup >= max(steps, 2):
             raise ValueError(
