@@ -69,7 +69,7 @@ def _join() -> None:
 
 def report_errors(stage: Callable[[], str | None]) -> None:
     """Prints a stage's result, or what went wrong as one message."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of a save
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every folder it opens
     try:
         result = stage()
         if result is not None and hosts.first():
