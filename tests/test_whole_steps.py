@@ -141,7 +141,7 @@ def test_steps_read_a_new_batch_each_or_one_that_stays(tiny_corpus, monkeypatch)
     constant, of_input = steps[0], [steps[5:8], steps[11:]]
     assert set(steps[:5] + steps[8:11]) == {constant}
     assert len({*of_input[0], constant}) == 4 and of_input[0] == of_input[1]
-    assert max(read) < 4 * batches.TOGETHER  # two groups wait, and each thread has one
+    assert max(read) < 3 + 1 + 8 + 2
 
 
 def test_titles_name_the_models_and_the_corpora_are_theirs(tiny_corpus, tmp_path, monkeypatch):
