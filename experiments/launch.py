@@ -78,7 +78,7 @@ def report_errors(stage: Callable[[], str | None]) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(hosts.STOPPED)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SCALING_TRACEBACK"):

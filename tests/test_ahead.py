@@ -42,7 +42,7 @@ def test_memory_operations_and_collectives_of_a_step(simulated, monkeypatch):
     needed = sum(found[f"{part}_bytes_per_device"] for part in parts)
     assert needed == found["needed_bytes_per_device"] and found["fits"] is True
     assert found["share_of_memory"] == needed / 1e9
-    formula = flops.of_cell(RUN.model, "cab", 128, slots, GENES)
+    formula = flops.of_cell(RUN.model, 128, slots, GENES)
     assert found["model_flops"] == 16 * formula.model == 8 * found["model_flops_per_device"]
     assert math.isclose(found["compiler_flops_per_device"], 2 * formula.hardware, rel_tol=0.5)
     assert found["collectives"]["all-gather"]["count"] == 9

@@ -32,7 +32,7 @@ def traced(objective: str, genes: int, **model):
     cells = masking.mask_cells(tokens, 0, zeros, zeros, genes, run.masking)
     sizes = run.model.length, cells.slots_BxM.shape[1], genes
     state = step.State(params, moments, np.int32(0))
-    return run.program(), (state, cells), flops.of_cell(run.model, objective, *sizes)
+    return run.program(), (state, cells), flops.of_cell(run.model, *sizes)
 
 
 def products(jaxpr) -> int:
@@ -41,6 +41,8 @@ def products(jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (summed, _), _ = equation.params["dimension_numbers"]
+            if equation.invars[1].aval.ndim == 1:
+                continue  # a sum, written as a product with ones
             shape = equation.invars[0].aval.shape
             depth = math.prod(shape[axis] for axis in summed)
             total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
@@ -55,8 +57,8 @@ def products(jaxpr) -> int:
 def test_the_formula_counts_every_product_of_the_step(objective, genes, model, remat):
     program, (state, cells), formula = traced(objective, genes, **model, remat=remat)
     found = jax.make_jaxpr(lambda *of: step.train_step(*of, 0, program, 100))(state, cells)
-    # Blocks of the vocabulary are filled up; strips of the Gram matrix are more than a triangle.
-    room = 0.011 if genes == 25_426 else 0.0011 if objective == "cab" else 0
+    # Blocks of the vocabulary are filled up.
+    room = 0.011 if genes == 25_426 and objective == "mlm" else 0
     assert 0 <= products(found.jaxpr) / B / formula.hardware - 1 <= room
     if objective == "mlm":
         found = jax.make_jaxpr(lambda *of: step.held_out_sums(*of, program))(state.params, cells)

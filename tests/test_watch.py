@@ -45,7 +45,7 @@ def test_rows_count_tokens_padding_and_operations(watched, tiny_corpus):
     tokens = np.array([(of != PAD).sum() for of in inputs])
     work = np.array([
         16 * flops.of_cell(
-            SETTINGS.model, "cab", of.shape[1], masking.capacity(of.shape[1], 0.15), genes
+            SETTINGS.model, of.shape[1], masking.capacity(of.shape[1], 0.15), genes
         ).model
         for of in inputs
     ])

@@ -18,7 +18,7 @@ from kernels.cab.passes import SMALLEST, Cut, Rows, Softmax, axes_of, vary
 
 PARTS = 8  # that the slots are cut into, at least
 PRODUCT = 192  # rows of a product of matrices that are enough to fill a machine
-FEWEST = 16  # slots at a time that keep the sums at their ends no larger than what lies between
+FEWEST = 16  # slots at a time where cells are many: with fewer, more sums would be kept
 
 
 class _Before(NamedTuple):
@@ -224,7 +224,7 @@ def _at(gene_B, values_BxV, genes_V):
 
 def _sum(cut: Cut, values_BxV):
     """Sums over the whole vocabulary."""
-    # A product, because XLA on CPU adds up a long row one number after the other.
+    # A product: on CPU quicker than XLA's sum of a long row.
     ones = jnp.ones(values_BxV.shape[1], values_BxV.dtype)
     return _over_vocabulary(cut, jnp.dot(values_BxV, ones, precision=jax.lax.Precision.HIGHEST))
 

@@ -45,7 +45,7 @@ def compile_step(run: step.RunSettings, genes: int, topology: str) -> dict:
     state = jax.tree.map(_placed, state, sharding.shardings(state, mesh))
     cells = NamedSharding(mesh, P(sharding.CELLS))
     sizes = length, batch.slots_BxM.shape[1], genes
-    work = size * flops.of_cell(run.model, run.objective.name, *sizes).model
+    work = size * flops.of_cell(run.model, *sizes).model
     found = {
         "topology": topology,
         "devices": len(devices),

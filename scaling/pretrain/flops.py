@@ -36,10 +36,8 @@ class Flops(NamedTuple):
     hardware: int
 
 
-def of_cell(
-    model: ModelSettings, objective: str, length: int, slots: int, vocabulary: int
-) -> Flops:
-    """Matrix products of one cell, an addition and a multiplication counting as two.
+def of_cell(model: ModelSettings, length: int, slots: int, vocabulary: int) -> Flops:
+    """Matrix products of one cell with any objective, multiplications and additions both counted.
 
     The count of Kaplan et al. 2020 (arXiv 2001.08361, table 1) and of PaLM (Chowdhery et al. 2022,
     arXiv 2204.02311, appendix B), with products written out in place of 6 x parameters, because
@@ -49,12 +47,11 @@ def of_cell(
     sum follows from that of the rows.
 
     What hardware adds (Korthikanti et al. 2022, arXiv 2205.05198): the backward pass computes
-    scores of attention and logits again, CAB the logits twice more and the Gram matrix of the rows
-    of Q, and `model.remat` every layer.
+    scores of attention and logits again, and `model.remat` every layer. CAB adds nothing on CPU and
+    GPU; what its kernels compute again, the logits twice more and a Gram matrix, is not counted.
 
     Args:
       model: sizes of the encoder.
-      objective: "mlm", "cab" or "cab_no_similarity".
       length: L that the cell is padded to; padding is computed, and counted, as genes are.
       slots: M.
       vocabulary: V.
@@ -74,10 +71,6 @@ def of_cell(
     again = (model.layers - 1) * scores(L) + scores(M) + logits
     if model.remat:
         again += layers
-    if objective != "mlm":
-        again += 2 * logits
-    if objective == "cab":
-        again += M * M * V  # one triangle of M x M
     return Flops(forward, 3 * forward, 3 * forward + again)
 
 

@@ -106,8 +106,8 @@ def all_agree(fact: bool) -> bool:
 def stop_signal() -> Iterator[Callable[[int], bool]]:
     """Yields whether a run is to stop after a step, the same in all processes.
 
-    SIGTERM to any of them asks for it; one that comes in a run's last step stops the next run. It
-    must be called at every step.
+    SIGTERM to any of them asks for it; in a job of one process, one that comes in a run's last step
+    stops the next run. It must be called at every step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -54,7 +54,7 @@ class Rung:
         sizes = self.layers, self.width, self.heads, self.feed_forward
         model = ModelSettings(*sizes, length, "relu", dropout=0.0, norm_epsilon=1e-12)
         slots = masking.capacity(length, rate)
-        return flops.of_cell(model, "mlm", length, slots, vocabulary).model
+        return flops.of_cell(model, length, slots, vocabulary).model
 
     @property
     def name(self) -> str:

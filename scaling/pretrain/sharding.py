@@ -138,7 +138,7 @@ def shard_batch(batch, mesh: Mesh):
     where = NamedSharding(mesh, P(CELLS))
     if jax.process_count() > 1:
         return jax.make_array_from_process_local_data(where, batch)
-    # The same in less than half of the time.
+    # The same, quicker: small batches are handed over many times a second.
     return jax.tree.map(
         lambda array: jax.make_array_from_callback(array.shape, where, array.__getitem__), batch
     )

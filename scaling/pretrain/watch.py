@@ -104,7 +104,7 @@ class Log:
         """Model FLOPs of a step whose cells are padded to a length."""
         run = self._settings
         sizes = length, capacity(length, run.masking.rate), self._source.genes
-        return run.train.batch * flops.of_cell(run.model, run.objective.name, *sizes).model
+        return run.train.batch * flops.of_cell(run.model, *sizes).model
 
     def flush(self) -> None:
         if self._pending is None:

@@ -70,11 +70,14 @@ def read_rows(path: pathlib.Path) -> list[dict]:
         if not line.endswith(b"\n"):
             break
         try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            row, error = json.loads(line), "it is no row"
+        except ValueError as found:
+            row, error = None, found
+        if not isinstance(row, dict):
             raise ValueError(
                 f"{path}, line {number} is damaged ({error}); remove the line and run again"
-            ) from error
+            )
+        rows.append(row)
     return rows
 
 

@@ -1,0 +1,111 @@
+"""What single cells contribute to a score -> the score with a bootstrap interval."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+DRAWS = 1_000
+LEVEL = 0.95
+FEWEST_DONORS = 5  # that are drawn; of fewer, resamples hardly differ in more than one
+LARGEST = 8_000_000  # weights held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One row of a scores table, without what names the model and the data set.
+
+    Attributes:
+      name: of the score, as `macro_f1`.
+      value: None where the cells cannot give it; `note` then says why.
+      low, high: ends of the 95 % interval; None where there is none.
+      n: cells (of masked genes: cells or positions) that the value is computed from.
+      of: the part that it is of (a class, a share of noise); "" is all of the data set.
+      interval: what was drawn for the interval, "cells" or "40 donors"; "" without one.
+      split: how the cells were divided into those fitted on and those tested on; "" undivided.
+      note: what a reader must know beside the value.
+    """
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    of: str = ""
+    interval: str = ""
+    split: str = ""
+    note: str = ""
+
+
+class Bootstrap:
+    """Intervals of scores of one set of cells; every score sees the same resamples.
+
+    Percentile intervals (Efron & Tibshirani 1993, chapter 13) from 1,000 resamples with
+    replacement: of whole donors where five or more are known, because the cells of a donor are no
+    independent draws, else of cells. A score is a function of how often each cell counts, so that
+    embeddings, clusterings, neighbours and fitted probes stay as they are: the interval says how
+    much a value depends on which cells were scored, not on which were trained on.
+
+    Args:
+      n: cells.
+      donors: one name per cell, "" where unknown, or None; used where every cell has one.
+      seed: of the resamples.
+    """
+
+    def __init__(self, n: int, donors: np.ndarray | None = None, *, seed: int = 0):
+        if donors is not None and np.shape(donors) != (n,):
+            raise ValueError(f"donors of shape {np.shape(donors)} for {n} cells: give one per cell")
+        self.n, self._seed, self._unit_N = n, seed, np.arange(n)
+        self.interval = "cells"
+        if donors is not None and (np.asarray(donors, str) != "").all():
+            names, unit_N = np.unique(np.asarray(donors, str), return_inverse=True)
+            if len(names) >= FEWEST_DONORS:
+                self._unit_N, self.interval = unit_N, f"{len(names)} donors"
+
+    def mean(self, name: str, values_N: np.ndarray, **of) -> Score:
+        """Mean of a value per cell; NaN marks cells that do not count."""
+        values_N = np.asarray(values_N, np.float64)
+        counted_N = np.isfinite(values_N)
+        filled_N = np.where(counted_N, values_N, 0.0)
+        of = {"n": int(counted_N.sum())} | of
+        return self.score(name, lambda w_SxN: _ratio(w_SxN @ filled_N, w_SxN @ counted_N), **of)
+
+    def score(
+        self, name: str, statistic: Callable[[np.ndarray], np.ndarray], **of
+    ) -> Score:
+        """A score and its interval.
+
+        Args:
+          name: of the score.
+          statistic: from how often each cell counts, float64 [S, N], to S values; NaN where a
+            resample has none.
+          of: other fields of the Score.
+
+        Returns:
+          The value with every cell counted once. Without an interval where fewer than 95 % of the
+          resamples have a value; of value None where all cells together have none.
+        """
+        of = {"n": self.n} | of
+        value = float(statistic(np.ones((1, self.n)))[0]) if self.n else np.nan
+        if not np.isfinite(value):
+            return Score(name, None, **({"note": "no cell counts"} | of))
+        draws = np.concatenate([statistic(weights_SxN) for weights_SxN in self._resamples()])
+        defined = draws[np.isfinite(draws)]
+        if len(defined) < LEVEL * DRAWS:
+            return Score(name, value, **of)
+        low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Score(name, value, float(low), float(high), **({"interval": self.interval} | of))
+
+    def _resamples(self):
+        """How often each cell counts, float64 [S, N], a share of all resamples at a time."""
+        rng = np.random.default_rng(self._seed)
+        units = int(self._unit_N.max()) + 1
+        together = max(1, LARGEST // self.n)
+        for first in range(0, DRAWS, together):
+            size = min(together, DRAWS - first)
+            drawn_SxK = rng.multinomial(units, np.full(units, 1 / units), size=size)
+            yield drawn_SxK[:, self._unit_N].astype(np.float64)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
