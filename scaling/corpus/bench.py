@@ -21,7 +21,8 @@ from scaling.corpus.vocabulary import Vocabulary
 
 # After thinning about 1,440 genes a cell, as in blood measured with today's droplets.
 SIMULATED = {"cells": 2_500, "genes": 20_000, "depth": 4_100.0, "base_sd": 2.2}
-GOALS = {"ranking": 3.3, "build": 8.0, "feeding": 12.0, "memory": 1e9, "mlm": 2.5, "input": 0.97}
+GOALS = {"ranking": 3.3, "build": 8.0, "feeding": 12.0, "memory": 1e9}
+GOALS |= {"mlm": 2.5, "input": 0.97, "embedding": 1.3}
 RANKED_CELLS = 4_096  # whose ranking is timed
 LENGTH = 2_048  # tokens that the data set's cells are cut to
 PROCESSES = WORKERS = 2  # of the plain ways, and of our builds

@@ -1,9 +1,10 @@
-"""Checkpoint + cells -> one embedding per cell, as an array or in an `.h5ad`."""
+"""Checkpoint + cells -> embeddings of cells, as an array or in an `.h5ad`, and of genes."""
 
+import contextlib
 import functools
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import anndata
 import h5py
@@ -15,29 +16,53 @@ from tqdm import tqdm
 
 from scaling.corpus import coverage, pieces, readers
 from scaling.corpus.shards import Corpus, pad
-from scaling.corpus.tokens import PAD
+from scaling.corpus.tokens import PAD, SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.pretrain import sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 
-TOKENS = 16_384  # of a batch
 LENGTHS = (64, 128, 256, 384, 512, 768, 1_024, 1_536)  # that cells are padded to, or the longest
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layer", "special"))
-def _embed(params: dict, tokens_BxL: jax.Array, model, layer: int, special: int) -> jax.Array:
+POOLS = ("genes", "cls")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layer", "special", "pool"))
+def _embed(params: dict, tokens_BxL: jax.Array, model, layer: int, special: int, pool: str):
+    states_BxLxD = _states(params, tokens_BxL, model, layer)
+    if pool == "cls":
+        return states_BxLxD[:, 0]
+    gene_BxL = tokens_BxL >= special
+    total_BxD = jnp.where(gene_BxL[..., None], states_BxLxD, 0.0).sum(1)
+    return total_BxD / jnp.maximum(gene_BxL.sum(1), 1)[:, None]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layer"))
+def _embed_genes(params: dict, tokens_BxL: jax.Array, model, layer: int):
+    """Sums of states by token, [V, D], and in how many positions it stands, [V]."""
+    states_BxLxD = _states(params, tokens_BxL, model, layer)
+    vocabulary = len(params["bias"])
+    states_PxD = states_BxLxD.reshape(-1, states_BxLxD.shape[-1])
+    sums_VxD = jax.ops.segment_sum(states_PxD, tokens_BxL.reshape(-1), vocabulary)
+    return sums_VxD, jnp.bincount(tokens_BxL.reshape(-1), length=vocabulary)
+
+
+def _states(params: dict, tokens_BxL: jax.Array, model, layer: int) -> jax.Array:
     encoder = RankEncoder(model, len(params["bias"]))
-    states = encoder.apply({"params": params}, tokens_BxL, method="encode")
-    real_BxL = tokens_BxL >= special
-    states_BxLxD = states[layer].astype(jnp.float32)
-    total_BxD = jnp.where(real_BxL[..., None], states_BxLxD, 0.0).sum(1)
-    return total_BxD / jnp.maximum(real_BxL.sum(1), 1)[:, None]
+    return encoder.apply({"params": params}, tokens_BxL, method="encode")[layer].astype(jnp.float32)
 
 
 def embed_tokens(
-    params: dict, model: ModelSettings, layer: int, blocks: Iterable[np.ndarray], special: int
+    params: dict,
+    model: ModelSettings,
+    layer: int,
+    blocks: Iterable[np.ndarray],
+    special: int,
+    pool: str = "genes",
 ) -> np.ndarray:
-    """Embeds cells: the mean over the genes' positions of a layer's states (Geneformer).
+    """Embeds cells, on all local devices.
+
+    A cell's embedding does not depend on the cells beside it nor on how they are cut into blocks.
 
     Args:
       params: of a RankEncoder.
@@ -45,37 +70,97 @@ def embed_tokens(
       layer: -1 the last of N layers, -2 the one before it, ...; 0 the embedding.
       blocks: int32 rank tokens, [n, L] each.
       special: tokens that are no genes; the first gene's token follows them.
+      pool: "genes", the mean of the layer's states over the genes' positions (Geneformer); "cls",
+        the state of the first position, where the tokens begin with `<cls>`.
 
     Returns:
       float32 [sum of n, D].
+
+    Raises:
+      ValueError: a layer or pool that there is not.
     """
+    if pool not in POOLS or (pool == "cls" and special <= len(SPECIAL)):
+        raise ValueError(
+            f"evaluate.pool is {pool!r} and the vocabulary has {special} special tokens; give one "
+            f"of {POOLS}, 'cls' only where cells begin with <cls>"
+        )
+    _check_layer(model, layer)
+    fixed = {"model": model, "layer": layer, "special": special, "pool": pool}
+    with _everywhere(params) as (params, mesh):
+        embedded = []
+        for tokens_NxL in blocks:
+            found_NxD = np.empty((len(tokens_NxL), model.width), np.float32)
+            parts = [
+                (rows, _embed(params, batch, **fixed))
+                for rows, batch in _by_length(tokens_NxL, mesh)
+            ]
+            for rows, of_rows in jax.device_get(parts):
+                found_NxD[rows] = of_rows[: len(rows)]
+            embedded.append(found_NxD)
+    return np.concatenate(embedded)
+
+
+def embed_genes(
+    params: dict, model: ModelSettings, layer: int, blocks: Iterable[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds genes: the mean of a layer's states where the gene stands, over cells (Geneformer).
+
+    Args:
+      params, model, layer, blocks: see `embed_tokens`. Beside these contextual embeddings there is
+        the input table, `params["embedding"]`.
+
+    Returns:
+      float32 [V, D], NaN where no cell has the token; int64 [V], cells that have it.
+    """
+    _check_layer(model, layer)
+    with _everywhere(params) as (params, mesh):
+        sums_VxD = np.zeros((len(params["bias"]), model.width))
+        cells_V = np.zeros(len(sums_VxD), np.int64)
+        for tokens_NxL in blocks:
+            for _, batch in _by_length(tokens_NxL, mesh):
+                of_batch_VxD, in_batch_V = _embed_genes(params, batch, model, layer)
+                sums_VxD += np.asarray(of_batch_VxD)
+                cells_V += np.asarray(in_batch_V, np.int64)
+    cells_V[PAD] = 0
+    with np.errstate(invalid="ignore"):
+        return (sums_VxD / np.where(cells_V, cells_V, np.nan)[:, None]).astype(np.float32), cells_V
+
+
+def tokens_of_batch() -> int:
+    """Positions that a device gets at a time: enough to fill it."""
+    return 4_096 if jax.default_backend() == "cpu" else 65_536
+
+
+def _check_layer(model: ModelSettings, layer: int) -> None:
     if not -model.layers - 1 <= layer <= model.layers:
         raise ValueError(f"layer {layer} of a model of {model.layers} layers; see evaluate.layer")
+
+
+@contextlib.contextmanager
+def _everywhere(params: dict) -> Iterator[tuple[dict, Mesh]]:
+    """The weights on all local devices, and their mesh."""
     devices = jax.local_devices()
     mesh = sharding.make_mesh(sharding.DeviceSettings(), len(devices), devices)
     with jax.set_mesh(mesh):
-        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        embed = functools.partial(_embed, params, model=model, layer=layer, special=special)
-        return np.concatenate([_by_length(embed, block, model.width, mesh) for block in blocks])
+        yield jax.device_put(params, NamedSharding(mesh, PartitionSpec())), mesh
 
 
-def _by_length(embed, tokens_NxL: np.ndarray, width: int, mesh: Mesh) -> np.ndarray:
-    """Batches of cells of about one length; a cell's own length decides what it is padded to."""
+def _by_length(tokens_NxL: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Rows and batches of cells of about one length, filled with empty cells.
+
+    A cell's own length decides what it is padded to, and that decides how many are in a batch.
+    """
     length_N, longest = (tokens_NxL != PAD).sum(1), tokens_NxL.shape[1]
     padded = np.array([length for length in LENGTHS if length < longest] + [longest])
-    found, parts = [], []
-    for length in padded[np.unique(np.searchsorted(padded, length_N))]:
-        rows = np.flatnonzero(padded[np.searchsorted(padded, length_N)] == length)
-        size = -(-max(1, TOKENS // length) // mesh.size) * mesh.size
+    padded_N = padded[np.searchsorted(padded, length_N)]
+    for length in np.unique(padded_N):
+        rows = np.flatnonzero(padded_N == length)
+        size = mesh.size * max(1, tokens_of_batch() // length)
         for start in range(0, len(rows), size):
-            parts.append(rows[start : start + size])
+            some = rows[start : start + size]
             batch = np.full((size, length), PAD, np.int32)
-            batch[: len(parts[-1])] = tokens_NxL[parts[-1], :length]
-            found.append(embed(sharding.shard_batch(batch, mesh)))
-    embedding = np.empty((len(tokens_NxL), width), np.float32)
-    for rows, of_rows in zip(parts, jax.device_get(found), strict=True):
-        embedding[rows] = of_rows[: len(rows)]
-    return embedding
+            batch[: len(some)] = tokens_NxL[some, :length]
+            yield some, sharding.shard_batch(batch, mesh)
 
 
 def embed_corpus(

@@ -1,0 +1,120 @@
+"""A config's encoder and cells of mixed length -> cells embedded in a second, ours and BERT's.
+
+Each way runs in a fresh process, in turns with the other; only ratios count. The public BERT is
+`transformers.BertModel` as it ships, on batches of at most as many tokens, of
+cells sorted by length.
+"""
+
+import functools
+import importlib.metadata
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from scaling.corpus import alone, subsets
+from scaling.corpus import bench as measures
+from scaling.corpus.shards import Corpus
+from scaling.corpus.tokens import PAD
+
+CELLS = 256  # embedded in a turn
+LAYER = -2  # whose states are averaged
+
+
+def rows(
+    title: str, model: dict, corpus_of: Callable[[], Corpus], rounds: int
+) -> dict[str, Callable[[], dict]]:
+    """What is measured of embedding, by title; measured when it is called.
+
+    Args:
+      title: names the model.
+      model: the fields of `ModelSettings`.
+      corpus_of: makes the corpus of the cells.
+      rounds: how often each way is timed.
+    """
+    return {f"embedding: {title}": functools.partial(embedding, model, corpus_of, rounds)}
+
+
+def embedding(model: dict, corpus_of: Callable[[], Corpus], rounds: int) -> dict:
+    """Cells of mixed length embedded by both ways."""
+    if left_out := measures.missing("torch", "transformers"):
+        return left_out
+    corpus = corpus_of()
+    ids = corpus.obs["cell_id"].to_numpy()
+    chosen = np.sort(subsets.order(ids, 0)[:CELLS])
+    lengths = corpus.lengths(chosen).clip(max=model["length"])
+    path = corpus.folder.with_name("embedded.npy")
+    np.save(path, corpus.tokens(chosen, model["length"]))
+    taken, memory = {"ours": [], "plain": []}, {"ours": 0, "plain": 0}
+    arguments = model, len(corpus.vocabulary), len(corpus.vocabulary.special), str(path)
+    for _ in tqdm(range(rounds), desc="embedding", unit="round", leave=False):
+        for way, function in {"ours": our_seconds, "plain": bert_seconds}.items():
+            seconds, peak = alone.run_watched(function, *arguments)
+            taken[way].append(seconds)
+            memory[way] = max(memory[way], peak["largest"])
+    path.unlink()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    more = {"memory": memory, "mean_length": float(lengths.mean()), "versions": versions}
+    return measures.row("embedding", "cells/s", len(chosen), taken, **more)
+
+
+def our_seconds(model: dict, vocabulary: int, special: int, path: str) -> float:
+    """Seconds to embed the cells of a file of tokens, the programs being compiled."""
+    from scaling.evaluate import embed
+    from scaling.pretrain import step
+    from scaling.pretrain.model import ModelSettings
+
+    settings, tokens = ModelSettings(**model), np.load(path)
+    params = step.initial_params(0, settings, vocabulary)
+
+    def run():
+        return embed.embed_tokens(params, settings, LAYER, [tokens], special)
+
+    run()
+    return _seconds(run)
+
+
+def bert_seconds(model: dict, vocabulary: int, special: int, path: str) -> float:
+    """Seconds of the public BERT for the same."""
+    import torch
+
+    from scaling.pretrain import whole_steps
+
+    torch.set_num_threads(os.cpu_count())
+    bert, tokens = whole_steps.bert(model, vocabulary).eval(), np.load(path)
+
+    def run():
+        return bert_embeddings(bert.bert, tokens, special)
+
+    run()
+    return _seconds(run)
+
+
+def bert_embeddings(bert, tokens_NxL: np.ndarray, special: int) -> np.ndarray:
+    """What `embed.embed_tokens` gives, by a `transformers.BertModel` that does not train."""
+    import torch
+
+    from scaling.evaluate import embed
+
+    length_N = (tokens_NxL != PAD).sum(1)
+    order, start = np.argsort(-length_N, kind="stable"), 0
+    found = np.empty((len(order), bert.config.hidden_size), np.float32)
+    while start < len(order):
+        longest = length_N[order[start]]
+        rows = order[start : (start := start + max(1, embed.tokens_of_batch() // longest))]
+        inputs = torch.from_numpy(tokens_NxL[rows, :longest].astype(np.int64))
+        with torch.inference_mode():
+            mask = (inputs != PAD).long()
+            out = bert(inputs, attention_mask=mask, output_hidden_states=True)
+            gene = (inputs >= special)[..., None]
+            found[rows] = (out.hidden_states[LAYER] * gene).sum(1) / gene.sum(1)
+    return found
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
