@@ -1,5 +1,7 @@
 """Losses, training steps, corpora -> times and memory: python -m experiments.bench [GROUP CASE]"""
 
+import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -8,7 +10,6 @@ from absl import app, flags
 
 from configs import default, quickstart
 from kernels.cab import bench, shapes
-from scaling import study
 from scaling.corpus import bench_report
 from scaling.corpus.bench import Cells
 from scaling.pretrain import whole_steps
@@ -19,7 +20,7 @@ OUT = flags.DEFINE_string("out", "runs/bench.json", "file that gets the record")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each case is timed")
 CELLS = flags.DEFINE_integer("cells", 4, "cells of a batch")
 ONLY = flags.DEFINE_string("only", "", "measure what has this in its title")
-H5AD = flags.DEFINE_string("h5ad", "", "real cells for the corpora; '' simulates them")
+H5AD = flags.DEFINE_string("h5ad", "", "real cells for the corpora and to embed; '' simulates them")
 CORPUS_CELLS = flags.DEFINE_integer("corpus_cells", 20_000, "cells of the corpora")
 MEMORY_CELLS = flags.DEFINE_list("memory_cells", ["20000"], "cells of the builds watched")
 
@@ -38,9 +39,15 @@ def main(arguments: list[str]) -> None:
     if len(arguments) == 3:
         print(json.dumps(bench.memory(groups[arguments[1]][arguments[2]])))
         return
+    from scaling import study  # not above: its packages would weigh in each memory measured
+    from scaling.evaluate import bench as embedding
+
     path = pathlib.Path(OUT.value)
     cells = Cells(path.with_suffix(".cells"), H5AD.value, CORPUS_CELLS.value, first.data)
     rows = whole_steps.rows(models, genes, count, study.corpus_of, cells.folder, rounds)
+    embedded = dataclasses.replace(first, data=dataclasses.replace(first.data, h5ad=H5AD.value))
+    of_cells = functools.partial(study.corpus_of, embedded, cells.folder / "embedded")
+    rows |= embedding.rows("gf-v1-10m", dataclasses.asdict(first.run.model), of_cells, rounds)
     rows |= corpora(cells, first.run, rounds, [int(size) for size in MEMORY_CELLS.value])
     titles = [title for title in (*groups, *rows) if ONLY.value in title]
     if not titles:

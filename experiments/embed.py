@@ -1,4 +1,7 @@
-"""Run + `.h5ad` -> a copy with embeddings: python -m experiments.embed --run --h5ad --out --name"""
+"""Run + cells -> a copy of their `.h5ad` with embeddings in `.obsm`.
+
+python -m experiments.embed --checkpoint=RUN --h5ad=CELLS --out=COPY [--name=NAME] [--layer=-2]
+"""
 
 import json
 import pathlib
@@ -12,7 +15,9 @@ from scaling.evaluate import embed
 from scaling.pretrain import loop
 from scaling.pretrain.model import ModelSettings
 
-RUN = flags.DEFINE_string("run", None, "folder of a trained run", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a run's folder, or RUN/checkpoints/STEP", required=True
+)
 H5AD = flags.DEFINE_string("h5ad", None, "cells to embed, raw counts", required=True)
 OUT = flags.DEFINE_string("out", None, "the copy to write", required=True)
 NAME = flags.DEFINE_string("name", "scaling", "embeddings go to .obsm['X_<name>']")
@@ -24,17 +29,12 @@ COUNTS = flags.DEFINE_string("data.layer", "", "layer with raw counts; '' looks 
 
 def main() -> str:
     """Embeds every cell of a file with a run's last checkpoint."""
-    run = pathlib.Path(RUN.value)
-    if not (run / loop.SETTINGS).is_file():
-        raise ValueError(
-            f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run, which "
-            "experiments.pretrain makes as WORKDIR/run"
-        )
+    run, step = loop.run_and_step(pathlib.Path(CHECKPOINT.value))
     model = ModelSettings(**json.loads((run / loop.SETTINGS).read_text())["model"])
     vocabulary = Vocabulary.load(run / "vocabulary.json")
     source = readers.open_source(H5AD.value, layer=COUNTS.value, gene_column=GENE_COLUMN.value)
     ids = columns.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
-    params = loop.load_params(run, model, len(vocabulary))
+    params = loop.load_params(run, model, len(vocabulary), step)
     out = pathlib.Path(OUT.value)
     found, covered = embed.embed_file(
         params, model, LAYER.value, vocabulary, source, ids, out, NAME.value

@@ -8,6 +8,7 @@ from absl import flags
 from experiments.launch import launch
 from scaling import study
 from scaling.evaluate import scores
+from scaling.evaluate.held_out import held_out_sets
 from scaling.settings import Settings
 
 RUN = flags.DEFINE_string("run", None, "folder of a trained run", required=True)
@@ -19,7 +20,7 @@ def main(settings: Settings, workdir: pathlib.Path) -> str:
     corpus = study.corpus_of(settings, workdir, CORPUS.value)
     held_out = [
         scores.HeldOut(corpus, name, rows, settings.evaluate)
-        for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()
+        for name, rows in held_out_sets(corpus, settings.evaluate).items()
     ]
     rows = study.evaluate_run(pathlib.Path(RUN.value), settings.run, held_out)
     return "\n".join(json.dumps(row) for row in rows)

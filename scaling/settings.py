@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from scaling.corpus.build import CorpusSettings
 from scaling.corpus.simulate import Simulation
 from scaling.corpus.subsets import SCHEMES
-from scaling.evaluate.scores import EvaluateSettings
+from scaling.evaluate.held_out import EvaluateSettings
 from scaling.pretrain.objectives import NAMES
 from scaling.pretrain.step import RunSettings
 

@@ -18,6 +18,7 @@ from scaling.analyse import report
 from scaling.corpus import build, diversity, simulate
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import scores
+from scaling.evaluate.held_out import held_out_sets
 from scaling.pretrain import hosts, loop, step, writer
 from scaling.settings import Settings
 
@@ -83,7 +84,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
         loop.subset(corpus, run_settings(settings, job).train)
     held_out = [
         scores.HeldOut(corpus, name, rows, settings.evaluate)
-        for name, rows in scores.held_out_sets(corpus, settings.evaluate).items()
+        for name, rows in held_out_sets(corpus, settings.evaluate).items()
     ]
     content = {"config_hash": settings.hash(), "settings": settings.content()}
     content["jobs"] = [dataclasses.asdict(job) for job in jobs]
@@ -144,16 +145,20 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
 
 
 def evaluate_run(
-    folder: pathlib.Path, run: step.RunSettings, held_out: list[scores.HeldOut]
+    given: pathlib.Path, run: step.RunSettings, held_out: list[scores.HeldOut]
 ) -> list[dict]:
-    """Scores of a trained run's last checkpoint.
+    """Scores of a trained run's last checkpoint, or of one that is named.
+
+    Args:
+      given: RUN or RUN/checkpoints/STEP.
+      run: what it was trained with.
+      held_out: cells to score.
 
     Raises:
       ValueError: no run, one of other model or masking settings, or one that was trained with
         another vocabulary than the cells' corpus.
     """
-    if not (folder / loop.SETTINGS).is_file():
-        raise ValueError(f"{folder}: no {loop.SETTINGS}; give the folder of a trained run")
+    folder, at = loop.run_and_step(given)
     held = json.loads((folder / loop.SETTINGS).read_text())
     for part in ("model", "masking"):
         asked = dataclasses.asdict(getattr(run, part))
@@ -169,7 +174,7 @@ def evaluate_run(
                 f"{folder} was trained with vocabulary {trained}, {data.corpus.folder} has "
                 f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
             )
-    params = loop.load_params(folder, run.model, len(held_out[0].corpus.vocabulary))
+    params = loop.load_params(folder, run.model, len(held_out[0].corpus.vocabulary), at)
     return [row for data in held_out for row in data.model_rows(params, run.model, run.masking)]
 
 

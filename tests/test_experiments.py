@@ -39,7 +39,8 @@ def workdir(tmp_path_factory):
 
 @pytest.mark.slow
 def test_evaluate_prints_one_row_a_score(workdir):
-    printed = call("evaluate", SMOKE, f"--workdir={workdir}", f"--run={workdir / 'run'}").stdout
+    arguments = f"--workdir={workdir}", f"--checkpoint={workdir / 'run'}"
+    printed = call("evaluate", SMOKE, *arguments).stdout
     rows = [json.loads(line) for line in printed.splitlines()]
     assert {row["task"] for row in rows} == {"masked_genes", "cell_types", "batch_mixing"}
 
@@ -47,7 +48,7 @@ def test_evaluate_prints_one_row_a_score(workdir):
 @pytest.mark.slow
 def test_embed_writes_obsm_and_refuses_cells_of_other_genes(workdir, tmp_path):
     h5ad, out = workdir / "simulated.h5ad", tmp_path / "out.h5ad"
-    arguments = (f"--run={workdir / 'run'}", f"--out={out}", "--name=cab")
+    arguments = (f"--checkpoint={workdir / 'run'}", f"--out={out}", "--name=cab")
     call("embed", f"--h5ad={h5ad}", *arguments)
     assert anndata.read_h5ad(out).obsm["X_cab"].shape == (600, 16)
     other = anndata.AnnData(np.ones((3, 2), np.float32))

@@ -176,7 +176,7 @@ def test_a_part_of_a_job_does_not_run_alone_for_want_of_its_coordinator(processe
 def test_what_one_process_refuses_ends_all(whole, tiny_corpus, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     assert statuses(start(tiny_corpus, tmp_path / "run", 2, steps=10), 100) == [2, 2]
-    assert "holds a run of other settings" in log_of(tmp_path / "run", 0)
+    assert "holds another run" in log_of(tmp_path / "run", 0)
     assert "another process of the job ended; its message" in log_of(tmp_path / "run", 1)
 
 

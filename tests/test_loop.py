@@ -190,7 +190,7 @@ def test_a_finished_run_is_skipped(whole, tiny_corpus, monkeypatch):
 def test_a_folder_of_other_settings_is_refused(whole, tiny_corpus):
     before = sorted(whole.rglob("*"))
     for other in (train(init_seed=1), named("mlm"), train(cells=61)):
-        with pytest.raises(ValueError, match="holds a run of other settings or another corpus"):
+        with pytest.raises(ValueError, match="holds another run .*: .*was"):
             pretrain(other, tiny_corpus, whole)
     manifest = {**tiny_corpus.manifest, "checksums": {"tokens-00000.uint16": "0"}}
     with pytest.raises(ValueError, match="give another --workdir"):

@@ -11,6 +11,7 @@ from scaling.corpus import build, pieces, readers, ready_tokens, subsets
 from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import scores
+from scaling.evaluate.held_out import EvaluateSettings, held_out_sets
 
 datasets = pytest.importorskip("datasets", reason="pip install 'scaling[datasets]'")
 
@@ -211,8 +212,8 @@ def test_scores_that_need_counts_are_left_out(tmp_path):
     kinds = {"kind": [f"t{k % 2}" for k in range(120)], "lane": [f"b{k % 3}" for k in range(120)]}
     path = _saved(tmp_path / "set", cells, **kinds)
     corpus = _built(path, tmp_path, cell_type="kind", batch="lane", held_out=0.8)
-    settings = scores.EvaluateSettings(-2, 100, (), 0)
-    sets = scores.held_out_sets(corpus, settings)
+    settings = EvaluateSettings(-2, 100, (), 0)
+    sets = held_out_sets(corpus, settings)
     held_out = [scores.HeldOut(corpus, name, rows, settings) for name, rows in sets.items()]
     pool = np.flatnonzero(corpus.obs["split"] == "pool")
     assert scores.baseline_rows(corpus, pool, held_out) == {}

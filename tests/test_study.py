@@ -19,6 +19,7 @@ from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed, scores
+from scaling.evaluate.held_out import held_out_sets
 from scaling.pretrain import loop, step
 from scaling.pretrain.model import RankEncoder
 from scaling.pretrain.writer import read_rows
@@ -84,7 +85,7 @@ def test_copied_input_scores_the_unchanged_share_at_selected_and_nothing_at_mask
 def test_no_training_cell_is_scored(done):
     corpus = Corpus.open(done[0] / "corpus")
     settings = Settings.from_config(small_config())
-    scored = np.concatenate(list(scores.held_out_sets(corpus, settings.evaluate).values()))
+    scored = np.concatenate(list(held_out_sets(corpus, settings.evaluate).values()))
     trained = subsets.nested(corpus.obs, 200, 0)
     assert len(scored) == 60
     assert not set(corpus.obs["donor"].iloc[scored]) & set(corpus.obs["donor"].iloc[trained])
@@ -224,7 +225,7 @@ def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):
     other = study.corpus_of(settings, tmp_path)
     held_out = [
         scores.HeldOut(other, name, rows, settings.evaluate)
-        for name, rows in scores.held_out_sets(other, settings.evaluate).items()
+        for name, rows in held_out_sets(other, settings.evaluate).items()
     ]
     with pytest.raises(ValueError, match="was trained with vocabulary .* data.vocabulary="):
         study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)

@@ -177,7 +177,7 @@ def test_a_checkpoint_under_another_steps_name_is_not_believed(
         (loop.SETTINGS, "{", "is damaged .*bring it back, or remove the run's folder"),
         (loop.SETTINGS, "{}", "is damaged .it has no hash.; bring it back"),
         (loop.DONE, "", "is damaged .*the run goes on from its last checkpoint"),
-        (loop.DONE, '{"hash": "0123"}', "holds a run of other settings .*hash 0123"),
+        (loop.DONE, '{"hash": "0123"}', "holds another run .hash 0123"),
         ("metrics.jsonl", '{"step": 1}\n[1, 2]\n', "line 2 is damaged .*remove the line"),
         ("metrics.jsonl", "\xff\n", "line 1 is damaged"),
         ("metrics.jsonl", "[]\n", "line 1 is damaged .it is no row"),

@@ -8,7 +8,6 @@ cells sorted by length.
 import functools
 import importlib.metadata
 import os
-import pathlib
 import time
 from collections.abc import Callable
 

@@ -36,6 +36,11 @@ class Score:
     split: str = ""
     note: str = ""
 
+    def row(self, **more) -> dict:
+        """Fields of a row of a scores table."""
+        fields = dataclasses.asdict(self)
+        return {"score": fields.pop("name"), **fields, **more}
+
 
 class Bootstrap:
     """Intervals of scores of one set of cells; every score sees the same resamples.
@@ -66,9 +71,12 @@ class Bootstrap:
         """Mean of a value per cell; NaN marks cells that do not count."""
         values_N = np.asarray(values_N, np.float64)
         counted_N = np.isfinite(values_N)
-        filled_N = np.where(counted_N, values_N, 0.0)
         of = {"n": int(counted_N.sum())} | of
-        return self.score(name, lambda w_SxN: _ratio(w_SxN @ filled_N, w_SxN @ counted_N), **of)
+        return self.ratio(name, np.where(counted_N, values_N, 0.0), counted_N, **of)
+
+    def ratio(self, name: str, above_N: np.ndarray, below_N: np.ndarray, **of) -> Score:
+        """Sum of a value per cell over the sum of another, as nats over positions."""
+        return self.score(name, lambda w_SxN: _over(w_SxN @ above_N, w_SxN @ below_N), **of)
 
     def score(
         self, name: str, statistic: Callable[[np.ndarray], np.ndarray], **of
@@ -107,5 +115,5 @@ class Bootstrap:
             yield drawn_SxK[:, self._unit_N].astype(np.float64)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)

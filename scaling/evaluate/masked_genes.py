@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels.cab import cab_loss, masked_lm_loss
 from scaling.corpus.shards import Corpus
+from scaling.evaluate.intervals import Bootstrap, Score
 from scaling.pretrain import masking
 from scaling.pretrain.batches import cell_hashes
 from scaling.pretrain.model import ModelSettings, RankEncoder
@@ -30,7 +31,9 @@ def score_model(
     Q over all selected ones alone: its rows depend on the masked rows before them).
 
     Returns:
-      Rows {score, value, n, positions, read_from}; loss in nats.
+      Rows of the fields of a Score and {positions, read_from}; loss in nats. Coverage and ratio of
+      entropies have no interval: both grow with the number of cells, so that resamples, which
+      repeat cells, fall short of them.
     """
     step = functools.partial(_predict, params, model=model)
     return _score(step, model.length, mask, corpus, rows)
@@ -72,18 +75,27 @@ def _predict(params, cells: masking.MaskedCells, *, model):
     encoder = RankEncoder(model, len(params["bias"]))
     known_BxV = masking.known_genes(cells, encoder.vocabulary)
     hidden_BxMxD = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
-    arrays = hidden_BxMxD, params["embedding"], params["bias"], cells.labels_BxM
-    # Blocked: the compiler cuts it over devices, which it cannot do with a kernel.
-    from_q = cab_loss(*arrays, known_BxV, similarity="none", implementation="blocked")
-    from_p = masked_lm_loss(*arrays, implementation="blocked")
-    hidden_only = jnp.where(cells.hidden_BxM, cells.labels_BxM, -1)
-    from_hidden = masked_lm_loss(*arrays[:3], hidden_only, implementation="blocked")
+    embedding_VxD, bias_V = params["embedding"], params["bias"]
+
+    def plain(hidden_MxD, labels_M):
+        of_cell = hidden_MxD[None], embedding_VxD, bias_V, labels_M[None]
+        return masked_lm_loss(*of_cell, implementation="blocked").cross_entropy
+
+    def blocked(hidden_MxD, labels_M, known_V):
+        # Blocked: the compiler cuts it over devices, which it cannot do with a kernel.
+        of_cell = hidden_MxD[None], embedding_VxD, bias_V, labels_M[None], known_V[None]
+        out = cab_loss(*of_cell, similarity="none", implementation="blocked")
+        return out.cross_entropy, out.top_p_BxM[0], out.top_q_BxM[0]
+
+    labels_BxM = cells.labels_BxM
+    hidden_only_BxM = jnp.where(cells.hidden_BxM, labels_BxM, -1)
+    nats_of_q_B, top_p_BxM, top_q_BxM = jax.vmap(blocked)(hidden_BxMxD, labels_BxM, known_BxV)
     nats = {
-        ("P", "selected"): from_p.cross_entropy,
-        ("P", "mask"): from_hidden.cross_entropy,
-        ("Q", "selected"): from_q.cross_entropy,
+        ("P", "selected"): jax.vmap(plain)(hidden_BxMxD, labels_BxM),
+        ("P", "mask"): jax.vmap(plain)(hidden_BxMxD, hidden_only_BxM),
+        ("Q", "selected"): nats_of_q_B,
     }
-    return _judged(cells, known_BxV, {"P": from_q.top_p_BxM, "Q": from_q.top_q_BxM}), nats
+    return _judged(cells, known_BxV, {"P": top_p_BxM, "Q": top_q_BxM}, nats)
 
 
 @jax.jit
@@ -94,15 +106,16 @@ def _floors(frequency_V, cells: masking.MaskedCells):
         "copy_input": jnp.take_along_axis(cells.inputs_BxL, cells.slots_BxM, axis=1),
         "most_frequent": jnp.broadcast_to(likely_B[:, None], cells.slots_BxM.shape),
     }
-    return _judged(cells, known_BxV, tops), {}
+    return _judged(cells, known_BxV, tops, {})
 
 
-def _judged(cells: masking.MaskedCells, known_BxV: jax.Array, tops: dict) -> dict:
+def _judged(cells: masking.MaskedCells, known_BxV: jax.Array, tops: dict, nats: dict) -> dict:
     """For each reading and kind of position: metrics of cells, and what was counted."""
     counted = {"mask": cells.hidden_BxM, "selected": cells.labels_BxM >= 0}
     return {
         (reading, kind): {
-            "of_cells": cell_metrics(top_BxM, cells.labels_BxM, counted_BxM, known_BxV),
+            "of_cells": cell_metrics(top_BxM, cells.labels_BxM, counted_BxM, known_BxV)
+            | ({"nats": nats[reading, kind]} if (reading, kind) in nats else {}),
             "top": jnp.where(counted_BxM, top_BxM, -1),
             "true": jnp.where(counted_BxM, cells.labels_BxM, -1),
         }
@@ -113,53 +126,48 @@ def _judged(cells: masking.MaskedCells, known_BxV: jax.Array, tops: dict) -> dic
 
 def _score(step, length: int, mask, corpus: Corpus, rows: np.ndarray) -> list[dict]:
     """Runs a step over all cells and adds up what it found; nothing is averaged before."""
-    judged, nats, genes = [], [], corpus.vocabulary
+    judged, genes = [], corpus.vocabulary
     draw = masking.HELD_OUT_SEED, np.zeros(BATCH, np.int32)
-    cell = cell_hashes(corpus.obs["cell_id"].to_numpy()[rows])
+    obs = corpus.obs.iloc[rows]
+    cell = cell_hashes(obs["cell_id"].to_numpy())
     for start in range(0, len(rows), BATCH):
         tokens = corpus.tokens(rows[start : start + BATCH], length)
         short = BATCH - len(tokens)  # filled with empty cells, which have no position to count
         hashes = np.pad(cell[start : start + BATCH], (0, short))
         tokens = np.pad(tokens, ((0, short), (0, 0)))
         shares = len(genes), mask, len(genes.special)
-        found = jax.device_get(step(masking.mask_cells(tokens, *draw, hashes, *shares)))
-        judged.append(found[0])
-        nats.append(found[1])
-    scores = []
-    for reading, kind in judged[0]:
-        parts = [batch[reading, kind] for batch in judged]
-        found = _summary(parts, len(genes))
-        if (reading, kind) in nats[0]:
-            positions = found["coverage"][1]
-            loss = sum(float(batch[reading, kind]) for batch in nats) / max(positions, 1)
-            found["loss"] = (loss, positions)
-        for name, (value, n) in found.items():
-            scores.append(
-                {"score": name, "value": value, "n": n, "positions": kind, "read_from": reading}
-            )
-    return scores
+        judged.append(jax.device_get(step(masking.mask_cells(tokens, *draw, hashes, *shares))))
+    bootstrap = Bootstrap(len(rows), obs["donor"].to_numpy(str))
+    return [
+        score.row(positions=kind, read_from=reading)
+        for reading, kind in judged[0]
+        for score in _summary([batch[reading, kind] for batch in judged], len(genes), bootstrap)
+    ]
 
 
-def _summary(parts: list[dict], vocabulary: int) -> dict[str, tuple[float | None, int]]:
+def _summary(parts: list[dict], vocabulary: int, bootstrap: Bootstrap) -> list[Score]:
     of_cells = {
-        name: np.concatenate([part["of_cells"][name] for part in parts])
+        name: np.concatenate([part["of_cells"][name] for part in parts])[: bootstrap.n]
         for name in parts[0]["of_cells"]
     }
-    counted = of_cells.pop("slots") > 0
+    slots_N = of_cells.pop("slots")
+    nats_N = of_cells.pop("nats", None)
     of_cells["repeat"] = of_cells["repeat_masked"] + of_cells["repeat_unmasked"]
-    cells = int(counted.sum())
-    found = {
-        name: (float(values[counted].mean(dtype=np.float64)) if cells else None, cells)
-        for name, values in of_cells.items()
-    }
+    found = [
+        bootstrap.mean(name, np.where(slots_N > 0, values_N, np.nan))
+        for name, values_N in of_cells.items()
+    ]
     top, true = (
         np.bincount(np.concatenate([p[key][p[key] >= 0] for p in parts]), minlength=vocabulary)
         for key in ("top", "true")
     )
-    positions = int(true.sum())
-    distinct, entropy = (true > 0).sum(), _entropy(true)
-    found["coverage"] = (float((top > 0).sum() / distinct) if positions else None, positions)
-    found["entropy_ratio"] = (_entropy(top) / entropy if entropy else None, positions)
+    positions, entropy = int(true.sum()), _entropy(true)
+    coverage = float((top > 0).sum() / (true > 0).sum()) if positions else None
+    found.append(Score("coverage", coverage, n=positions))
+    ratio = _entropy(top) / entropy if entropy else None
+    found.append(Score("entropy_ratio", ratio, n=positions))
+    if nats_N is not None:
+        found.append(bootstrap.ratio("loss", nats_N, slots_N, n=positions))
     return found
 
 

@@ -11,7 +11,7 @@ from scaling.corpus.shards import Corpus
 from scaling.pretrain import masking
 from scaling.pretrain.plan import Plan
 
-TOGETHER = 4  # batches handed over at once: a small one takes less time than its handing
+TOGETHER = 3  # batches handed over at once: a small one takes less time than its handing
 
 
 class Batches(grain.sources.RandomAccessDataSource):
@@ -88,8 +88,8 @@ def cell_hashes(cell_ids: np.ndarray) -> np.ndarray:
 
 
 def iterate(source: Batches, first: int = 0) -> Iterator[masking.MaskedCells]:
-    """Batches from the first one wanted; a thread reads ahead, some batches at a time."""
-    end, reading = len(source), grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    """Batches from the first one wanted; two threads read ahead, some batches at a time."""
+    end, reading = len(source), grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     groups = grain.MapDataset.range(first, end, TOGETHER).map(
         lambda start: [source[step] for step in range(start, min(start + TOGETHER, end))]
     )

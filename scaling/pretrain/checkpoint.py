@@ -107,11 +107,16 @@ def restore(checkpoints: ocp.CheckpointManager, run: str, state):
     return None
 
 
-def restore_params(folder: pathlib.Path, params):
-    """Parameters of the latest checkpoint, shaped as the given ones, whole on this process.
+def restore_params(folder: pathlib.Path, params, step: int | None = None):
+    """Parameters of a checkpoint, shaped as the given ones, whole on this process.
+
+    Args:
+      folder: of all of a run's checkpoints.
+      params: of the shapes that they have.
+      step: of the checkpoint; None is the latest.
 
     Raises:
-      ValueError: the folder holds no checkpoint, or the latest is damaged.
+      ValueError: the folder holds no checkpoint, or none of that step, or it is damaged.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no checkpoints; train the run with experiments.pretrain")
@@ -119,9 +124,12 @@ def restore_params(folder: pathlib.Path, params):
     whole = NamedSharding(Mesh([*one_of_each.values()], "processes"), PartitionSpec())
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
     with manager(folder, read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
+        steps = checkpoints.all_steps()
+        if not steps:
             raise ValueError(f"{folder}: no finished checkpoint; run experiments.pretrain again")
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise ValueError(f"{folder}: no checkpoint of step {step}; there are {sorted(steps)}")
         try:
             saved, _ = _read(checkpoints, step, None, {"params": wanted})
         except Exception as error:  # of many kinds: what is read may be anything

@@ -107,9 +107,29 @@ def subset(corpus: Corpus, train: optimizer.TrainSettings) -> np.ndarray:
     return subsets.nested(corpus.obs, train.cells or None, train.subset_seed, *how)
 
 
-def load_params(folder: pathlib.Path, model: ModelSettings, vocabulary: int) -> dict:
-    """Parameters of a run's last checkpoint."""
-    return checkpoint.restore_params(folder / CHECKPOINTS, initial_params(0, model, vocabulary))
+def run_and_step(given: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """A run's folder, and the step of a checkpoint: of RUN (None), or of RUN/checkpoints/STEP.
+
+    Raises:
+      ValueError: there is no run.
+    """
+    folder, step = given, None
+    if given.parent.name == CHECKPOINTS and given.name.isdigit():
+        folder, step = given.parents[1], int(given.name)
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(
+            f"{folder}: no {SETTINGS}; give the folder of a trained run (experiments.pretrain "
+            f"makes WORKDIR/run, a study WORKDIR/runs/NAME), or one of its {CHECKPOINTS}/STEP"
+        )
+    return folder, step
+
+
+def load_params(
+    folder: pathlib.Path, model: ModelSettings, vocabulary: int, step: int | None = None
+) -> dict:
+    """Parameters of a run's checkpoint: of a step, or of the last."""
+    shaped = initial_params(0, model, vocabulary)
+    return checkpoint.restore_params(folder / CHECKPOINTS, shaped, step)
 
 
 def convergence(rows: list[dict], steps: int) -> dict:
