@@ -105,7 +105,19 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.layer = -2  # states averaged to an embedding; -2 is the layer before the last
     evaluate.cells = 2_000  # of a data set at most
     evaluate.no_batch_mixing = ()  # data sets whose "batches" are no batches
-    evaluate.seed = 0  # of splits and clusterings
+    evaluate.seed = 0  # of splits, clusterings and resamples
+    evaluate.pool = "genes"  # mean over the genes' positions; or cls, the state of V2's <cls>
+    # also: perturbation, noise, ontology, gene_sets
+    evaluate.tasks = ("masked_genes", "cell_types", "batch_mixing")
+    # fitted on the model's training cells: hvg, pca, parameter_free; on the scored cells: harmony,
+    # scvi; on those that probes are fitted on: majority, logistic, random_forest, svm
+    evaluate.baselines = ("hvg", "pca")
+    # {data set: (control, stimulated)}, two of its batches, for perturbation
+    evaluate.stimulus = ml_collections.ConfigDict()
+    evaluate.ontology = ""  # OBO file of the Cell Ontology, for ontology
+    evaluate.ontology_labels = ""  # CSV: label, term; "" is the table that comes along
+    evaluate.gene_labels = ""  # CSV files of labelled genes, separated by commas, for gene_sets
+    evaluate.gene_sets = ""  # GMT file, for gene_sets
 
     config.study = study = ml_collections.ConfigDict()
     # Unique cells of the nested subsets: counts, fractions of the training pool (0.1, 1.0) or

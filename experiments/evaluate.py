@@ -1,29 +1,29 @@
-"""Run + corpus -> its scores: python -m experiments.evaluate --config --workdir --run [--corpus]"""
+"""Run + corpus -> its scores beside the baselines', as a table and pictures.
 
-import json
+python -m experiments.evaluate --config=... --workdir=DIR --checkpoint=RUN [--tasks=cell_types,...]
+"""
+
 import pathlib
 
 from absl import flags
 
 from experiments.launch import launch
-from scaling import study
-from scaling.evaluate import scores
-from scaling.evaluate.held_out import held_out_sets
+from scaling import evaluation
 from scaling.settings import Settings
 
-RUN = flags.DEFINE_string("run", None, "folder of a trained run", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a run's folder, or RUN/checkpoints/STEP", required=True
+)
 CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of the config")
+TASKS = flags.DEFINE_list("tasks", None, "what to score; by default evaluate.tasks of the config")
+BASELINES = flags.DEFINE_list("baselines", None, "beside what; by default evaluate.baselines")
 
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
-    """Scores the last checkpoint on the corpus's held-out cells; JSON lines."""
-    corpus = study.corpus_of(settings, workdir, CORPUS.value)
-    held_out = [
-        scores.HeldOut(corpus, name, rows, settings.evaluate)
-        for name, rows in held_out_sets(corpus, settings.evaluate).items()
-    ]
-    rows = study.evaluate_run(pathlib.Path(RUN.value), settings.run, held_out)
-    return "\n".join(json.dumps(row) for row in rows)
+    """Scores a checkpoint and the baselines on a corpus's held-out cells, into workdir/scores."""
+    settings = evaluation.asking_for(settings, TASKS.value, BASELINES.value)
+    checkpoint = pathlib.Path(CHECKPOINT.value)
+    return evaluation.evaluate(settings, checkpoint, workdir, CORPUS.value)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from scaling import provenance
 from scaling.analyse import report
 from scaling.corpus import build, diversity, simulate
 from scaling.corpus.shards import Corpus
-from scaling.evaluate import scores
-from scaling.evaluate.held_out import held_out_sets
+from scaling.evaluate import representations, scores
+from scaling.evaluate.held_out import HeldOut, all_held_out
 from scaling.pretrain import hosts, loop, step, writer
 from scaling.settings import Settings
 
@@ -82,10 +82,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
     for scheme in settings.study.schemes:  # refuses what the pool lacks before any run
         job = Job("", "", largest, settings.study.seeds[0], scheme)
         loop.subset(corpus, run_settings(settings, job).train)
-    held_out = [
-        scores.HeldOut(corpus, name, rows, settings.evaluate)
-        for name, rows in held_out_sets(corpus, settings.evaluate).items()
-    ]
+    held_out = all_held_out(corpus, settings.evaluate)
     content = {"config_hash": settings.hash(), "settings": settings.content()}
     content["jobs"] = [dataclasses.asdict(job) for job in jobs]
     _write(workdir / MANIFEST, lambda partial: partial.write_text(json.dumps(content, indent=1)))
@@ -94,11 +91,11 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
         folder = workdir / "runs" / job.name
         if not hosts.all_agree((folder / SCORES).exists()):
             rows = _do(job, settings, corpus, held_out, folder)
-            _write_lines(folder / SCORES, _complete(rows, job, settings))
+            write_lines(folder / SCORES, _complete(rows, job, settings))
     if not hosts.first():
         return ""
     rows = [row for job in jobs for row in writer.read_rows(workdir / "runs" / job.name / SCORES)]
-    _write_lines(workdir / SCORES, rows)
+    write_lines(workdir / SCORES, rows)
     table = pd.DataFrame(rows)
     table.to_csv(workdir / "scores.csv", index=False)
     _write_hparams(table, settings, workdir)
@@ -145,7 +142,8 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
 
 
 def evaluate_run(
-    given: pathlib.Path, run: step.RunSettings, held_out: list[scores.HeldOut]
+    given: pathlib.Path, run: step.RunSettings, held_out: list[HeldOut],
+    pictures: pathlib.Path | None = None,
 ) -> list[dict]:
     """Scores of a trained run's last checkpoint, or of one that is named.
 
@@ -153,6 +151,7 @@ def evaluate_run(
       given: RUN or RUN/checkpoints/STEP.
       run: what it was trained with.
       held_out: cells to score.
+      pictures: folder that gets them; None draws none.
 
     Raises:
       ValueError: no run, one of other model or masking settings, or one that was trained with
@@ -175,7 +174,53 @@ def evaluate_run(
                 f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
             )
     params = loop.load_params(folder, run.model, len(held_out[0].corpus.vocabulary), at)
-    return [row for data in held_out for row in data.model_rows(params, run.model, run.masking)]
+    return score_params(params, run, held_out, pictures, folder.name)
+
+
+def score_params(
+    params: dict,
+    run: step.RunSettings,
+    held_out: list[HeldOut],
+    pictures: pathlib.Path | None = None,
+    name: str = "",
+) -> list[dict]:
+    """Scores of weights at all tasks; see `evaluate_run`."""
+    found = []
+    for data in held_out:
+        found += scores.rows_of_model(params, run.model, run.masking, data)
+        of = representations.of_model(params, run.model, data.settings, data.corpus)
+        pool = data.corpus.obs["split"] == "pool"
+        labels = data.corpus.obs["cell_type"][pool].to_numpy(str)
+        told = {"training_labels": labels, "pictures": pictures, "name": name}
+        found += scores.rows_of_representation(of, data, **told)
+    return found
+
+
+def baseline_rows(
+    corpus: Corpus, rows: np.ndarray, held_out: list[HeldOut], pictures: pathlib.Path | None = None
+) -> dict[str, list[dict]]:
+    """Scores by baseline, fitted on the cells that a model of that size was trained on."""
+    names = held_out[0].settings.baselines
+    fitted = representations.fit_baselines(corpus, rows, names)
+    return {
+        name: [
+            row
+            for data in held_out
+            if data.counts is not None
+            for row in scores.rows_of_representation(of, data, pictures=pictures, name=name)
+        ]
+        for name, of in fitted.items()
+    }
+
+
+def unfitted_rows(held_out: list[HeldOut]) -> dict[str, list[dict]]:
+    """Scores by baseline, of those that see no training cell: they take the probes' own."""
+    found = {}
+    for data in held_out:
+        classified = scores.rows_of_classifiers(data.settings.baselines, data)
+        for name, rows in (classified | scores.rows_of_responses(data)).items():
+            found.setdefault(name, []).extend(rows)
+    return found
 
 
 def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[dict]:
@@ -185,23 +230,29 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
     length, mask = run.model.length, run.masking
     if job.model == "untrained":
         params = step.initial_params(job.seed, run.model, len(corpus.vocabulary))
-        found = [row for data in held_out for row in data.model_rows(params, run.model, mask)]
-        common |= {"model": "untrained", "kind": "baseline", "subset_seed": None}
-        return [{**common, "init_seed": job.seed, "tokens": 0, **row} for row in found]
+        common |= {"kind": "baseline", "subset_seed": None, "tokens": 0}
+        found = {"untrained": score_params(params, run, held_out)}
+        if job.seed == settings.study.seeds[0]:
+            found |= unfitted_rows(held_out)
+        return [
+            {**common, "model": name, "init_seed": job.seed, **row}
+            for name, of_model in found.items()
+            for row in of_model
+        ]
     rows = loop.subset(corpus, run.train)
     tokens = int(corpus.lengths(rows).clip(max=length).sum())
     common |= {"tokens": tokens, "scheme": job.scheme, "spike": run.train.spike}
     common |= {"spike_share": run.train.spike_share}
     if job.model == "baselines":
         common |= diversity.of_subset(corpus, rows)
-        found = scores.baseline_rows(corpus, rows, held_out)
+        found = baseline_rows(corpus, rows, held_out)
         scored = [
             {**common, "model": name, "kind": "baseline", **row}
             for name, of_model in found.items()
             for row in of_model
         ]
         for data in held_out:
-            for name, of_floor in data.floor_rows(rows, length, mask).items():
+            for name, of_floor in scores.rows_of_floors(data, rows, length, mask).items():
                 scored += [{**common, "model": name, "kind": "floor", **row} for row in of_floor]
         return scored
     summary = loop.pretrain(run, corpus, folder)
@@ -323,7 +374,7 @@ def _write_hparams(table: pd.DataFrame, settings: Settings, workdir: pathlib.Pat
         writer.write_hparams(workdir / "runs" / name, values, results)
 
 
-def _write_lines(path: pathlib.Path, rows) -> None:
+def write_lines(path: pathlib.Path, rows) -> None:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, lambda partial: partial.write_text(text))

@@ -18,12 +18,15 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
 
     Scores of subsets that are not random are told apart by the name of their data set, so that no
     curve, difference or claim mixes schemes: "kang (sketch subsets)". Rows without a scheme, such
-    as those of untrained models, stand beside each.
+    as those of untrained models, stand beside each. Scores of a part of the cells (a class, a share
+    of noise; column `of`) are left out: a curve is of all.
     """
     needed = {*KEY, *SEEDS, "kind", "cells", "tokens", "exposures", "value", "converged", "note"}
     if missing := sorted(needed - set(rows.columns)):
         raise ValueError(f"the scores table lacks the columns {missing}; one row is one score")
     table = rows.reset_index(drop=True).copy()
+    if "of" in table:
+        table = table[table["of"].fillna("") == ""].reset_index(drop=True)
     for column in ("dataset", "positions", "read_from", "note"):
         table[column] = table[column].astype(object).where(table[column].notna(), "")
     for column in ("value", "cells", "tokens", "exposures", *SEEDS):

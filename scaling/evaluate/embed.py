@@ -164,12 +164,17 @@ def _by_length(tokens_NxL: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray,
 
 
 def embed_corpus(
-    params: dict, model: ModelSettings, layer: int, corpus: Corpus, rows: np.ndarray
+    params: dict,
+    model: ModelSettings,
+    layer: int,
+    corpus: Corpus,
+    rows: np.ndarray,
+    pool: str = "genes",
 ) -> np.ndarray:
     """Embeddings of a corpus's cells, float32 [len(rows), D]."""
     starts = range(0, len(rows), readers.CHUNK_CELLS)
     blocks = (corpus.tokens(rows[s : s + readers.CHUNK_CELLS], model.length) for s in starts)
-    return embed_tokens(params, model, layer, blocks, len(corpus.vocabulary.special))
+    return embed_tokens(params, model, layer, blocks, len(corpus.vocabulary.special), pool)
 
 
 def embed_file(

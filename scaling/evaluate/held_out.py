@@ -1,6 +1,8 @@
 """What is scored: its settings, and a corpus's held-out cells by data set."""
 
 import dataclasses
+import functools
+import hashlib
 
 import numpy as np
 
@@ -8,6 +10,13 @@ from scaling.corpus import subsets
 from scaling.corpus.shards import Corpus
 
 ORDER_SEED = 0  # of the choice of cells where a data set has more than are scored
+TASKS = (
+    "masked_genes", "cell_types", "batch_mixing", "perturbation", "noise", "ontology", "gene_sets",
+)  # fmt: skip
+BASELINES = (
+    "hvg", "pca", "parameter_free", "harmony", "scvi",
+    "majority", "logistic", "random_forest", "svm",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +24,42 @@ class EvaluateSettings:
     """What is scored; the fields are those of `config.evaluate`.
 
     Attributes:
-      layer: whose states are averaged to a cell's embedding; -2 is the layer before the last.
+      layer: whose states are a cell's embedding; -2 is the layer before the last.
       cells: of a data set at most, chosen by hash.
       no_batch_mixing: data sets whose "batches" are no batches.
-      seed: of splits and clusterings.
+      seed: of splits, clusterings and resamples.
+      pool: "genes", the mean over the genes' positions, or "cls", the first position's.
+      tasks: of TASKS.
+      baselines: of BASELINES.
+      stimulus: {data set: (control, stimulated)}, two of its batches, for "perturbation".
+      ontology: path of the Cell Ontology's OBO file, for "ontology"; "" for none.
+      ontology_labels: CSV file with the columns label, term; "" for the table that comes along.
+      gene_labels: CSV files of labelled genes, for "gene_sets"; separated by commas.
+      gene_sets: GMT file, for "gene_sets"; "" for none.
     """
 
     layer: int
     cells: int
     no_batch_mixing: tuple[str, ...]
     seed: int
+    pool: str = "genes"
+    tasks: tuple[str, ...] = TASKS[:3]
+    baselines: tuple[str, ...] = BASELINES[:2]
+    stimulus: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    ontology: str = ""
+    ontology_labels: str = ""
+    gene_labels: str = ""
+    gene_sets: str = ""
+
+    def __post_init__(self):
+        for field, names in (("tasks", TASKS), ("baselines", BASELINES)):
+            if unknown := sorted(set(getattr(self, field)) - set(names)):
+                raise ValueError(f"evaluate.{field} has {unknown}; there are {names}")
+        for task, needed in (("ontology", ("ontology",)), ("perturbation", ("stimulus",)),
+                             ("gene_sets", ("gene_labels", "gene_sets"))):  # fmt: skip
+            if task in self.tasks and not any(getattr(self, name) for name in needed):
+                fields = " or ".join(f"evaluate.{name}" for name in needed)
+                raise ValueError(f"evaluate.tasks has {task!r}, which needs {fields}")
 
 
 def held_out_sets(corpus: Corpus, settings: EvaluateSettings) -> dict[str, np.ndarray]:
@@ -36,3 +71,38 @@ def held_out_sets(corpus: Corpus, settings: EvaluateSettings) -> dict[str, np.nd
         ids = corpus.obs["cell_id"].to_numpy()[rows]
         found[name] = np.sort(rows[subsets.order(ids, ORDER_SEED)[: settings.cells]])
     return found
+
+
+class HeldOut:
+    """The held-out cells of one data set, with what their scores need, read once.
+
+    Attributes:
+      corpus, name, rows, settings: as given.
+      counts: CSR over the corpus's genes; None of cells of ready tokens.
+      totals: counts of each cell over all measured genes.
+      obs: the cells' annotations, rows numbered from 0.
+      ids, labels, batches, donors: one name per cell, "" where unknown.
+      hash: names the scored cells and their counts.
+    """
+
+    def __init__(self, corpus: Corpus, name: str, rows: np.ndarray, settings: EvaluateSettings):
+        self.corpus, self.name, self.rows, self.settings = corpus, name, rows, settings
+        self.counts = corpus.counts(rows) if corpus.has_counts(rows) else None
+        self.obs = corpus.obs.iloc[rows].reset_index(drop=True)
+        self.totals = self.obs["total"].to_numpy()
+        columns = ("cell_id", "cell_type", "batch", "donor")
+        self.ids, self.labels, self.batches, self.donors = (
+            self.obs[column].to_numpy(str) for column in columns
+        )
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hex; another for other cells, other counts or another order."""
+        parts = self.obs[["cell_id", "fingerprint"]].astype(str)
+        return hashlib.sha256(parts.to_csv(index=False).encode()).hexdigest()[:12]
+
+
+def all_held_out(corpus: Corpus, settings: EvaluateSettings) -> list[HeldOut]:
+    """Every data set's held-out cells."""
+    sets = held_out_sets(corpus, settings)
+    return [HeldOut(corpus, name, rows, settings) for name, rows in sets.items()]

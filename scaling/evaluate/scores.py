@@ -1,140 +1,301 @@
-"""A model or a baseline + a corpus's held-out cells -> rows of the scores table."""
+"""Representations + held-out cells -> rows of the scores table, one task after another."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import pathlib
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from scaling.corpus.shards import Corpus
-from scaling.evaluate import baselines, batch_mixing, cell_types, embed, masked_genes
-from scaling.evaluate.held_out import EvaluateSettings
+from scaling.evaluate import (
+    baselines,
+    batch_mixing,
+    cell_types,
+    classifiers,
+    confusion,
+    label_scores,
+    masked_genes,
+    noise,
+    onto_rwr,
+    ontology,
+    perturbation,
+    roughness,
+    umaps,
+)
+from scaling.evaluate.held_out import HeldOut
+from scaling.evaluate.intervals import Score
+from scaling.evaluate.noisy_counts import Cells
+from scaling.evaluate.representations import Representation
 from scaling.pretrain.masking import MaskingSettings
 from scaling.pretrain.model import ModelSettings
 
+NO_MIXING = "its batches are no batches: see evaluate.no_batch_mixing"
+PROBES = ("knn", "logistic")
 
-class HeldOut:
-    """The held-out cells of one data set, with what their scores need, read once.
+
+def rows_of_model(
+    params: dict, model: ModelSettings, mask: MaskingSettings, data: HeldOut
+) -> list[dict]:
+    """Masked-gene scores of a model."""
+    if "masked_genes" not in data.settings.tasks:
+        return []
+    found = masked_genes.score_model(params, model, mask, data.corpus, data.rows)
+    return [_row(data, "masked_genes", row) for row in found]
+
+
+def rows_of_floors(
+    data: HeldOut, training_rows: np.ndarray, length: int, mask: MaskingSettings
+) -> dict[str, list[dict]]:
+    """Masked-gene scores of the floors, by floor; frequencies are the training cells'."""
+    if "masked_genes" not in data.settings.tasks:
+        return {}
+    frequency_V = masked_genes.token_frequency(data.corpus, training_rows, length)
+    found = masked_genes.score_floors(frequency_V, length, mask, data.corpus, data.rows)
+    return {
+        name: [_row(data, "masked_genes", row) for row in rows] for name, rows in found.items()
+    }
+
+
+def rows_of_representation(
+    representation: Representation,
+    data: HeldOut,
+    *,
+    training_labels: np.ndarray | None = None,
+    pictures: pathlib.Path | None = None,
+    name: str = "",
+) -> list[dict]:
+    """Scores of a frozen representation at all tasks asked for, of which it is capable.
 
     Args:
-      corpus: built corpus.
-      name: of the data set.
-      rows: its cells.
-      settings: what is scored.
+      representation: of a model or a baseline.
+      data: the cells.
+      training_labels: cell types of the cells that it was pretrained on, or None.
+      pictures: folder that gets them; None draws none.
+      name: of the representation, in the pictures' names and titles.
     """
+    at = _Examined(representation, data, training_labels, pictures, name)
+    tasks = {
+        "cell_types": at.cell_types, "batch_mixing": at.batch_mixing,
+        "perturbation": at.perturbation, "noise": at.noise, "ontology": at.ontology,
+        "gene_sets": at.gene_sets,
+    }  # fmt: skip
+    return [
+        _row(data, task, score.row())
+        for task, found in tasks.items()
+        if task in data.settings.tasks
+        for score in found()
+    ]
 
-    def __init__(self, corpus: Corpus, name: str, rows: np.ndarray, settings: EvaluateSettings):
-        self.corpus, self.name, self.rows, self._settings = corpus, name, rows, settings
-        self.counts = corpus.counts(rows) if corpus.has_counts(rows) else None
-        self.totals = corpus.obs["total"].to_numpy()[rows]
-        self._obs = corpus.obs.iloc[rows].reset_index(drop=True)
-        has_donors = (self._obs["donor"] != "").all() and self._obs["donor"].nunique() > 1
-        self._group = "donor" if has_donors else "batch"
-        self._before = None
 
-    def model_rows(
-        self, params: dict, model: ModelSettings, mask: MaskingSettings
-    ) -> list[dict]:
-        """All scores of a model: masked genes and the frozen embedding's."""
-        found = masked_genes.score_model(params, model, mask, self.corpus, self.rows)
-        scored = [{"task": "masked_genes", "note": "", **row} for row in found]
-        layer = self._settings.layer
-        embedding = embed.embed_corpus(params, model, layer, self.corpus, self.rows)
-        return self._named(scored) + self.embedding_rows(embedding)
+def rows_of_classifiers(names: tuple[str, ...], data: HeldOut) -> dict[str, list[dict]]:
+    """Cell-type scores of classifiers on expression, fitted where the probes are, by name."""
+    names = tuple(name for name in classifiers.NAMES if name in names)
+    divided = Split.of(data)
+    if not names or data.counts is None or "cell_types" not in data.settings.tasks:
+        return {}
+    if divided.reason:
+        nothing = Score("accuracy", None, split=divided.how, note=divided.reason).row()
+        return {name: [_row(data, "cell_types", nothing)] for name in names}
+    fit, test = divided.fit, divided.test
+    fitted = classifiers.fit(
+        data.counts[fit], data.totals[fit], data.labels[fit],
+        donors=data.donors[fit], batches=data.batches[fit], seed=data.settings.seed, names=names,
+    )  # fmt: skip
+    found = classifiers.classify(
+        fitted, data.counts[test], data.totals[test], data.labels[test],
+        train_labels=data.labels[fit], donors=data.donors[test], seed=data.settings.seed,
+        split=divided.how,
+    )  # fmt: skip
+    return {
+        name: [_row(data, "cell_types", score.row()) for score in scored]
+        for name, scored in found.items()
+    }
 
-    def floor_rows(
-        self, training_rows: np.ndarray, length: int, mask: MaskingSettings
-    ) -> dict[str, list[dict]]:
-        """Masked-gene scores of the floors, by floor; frequencies are the training cells'."""
-        frequency_V = masked_genes.token_frequency(self.corpus, training_rows, length)
-        found = masked_genes.score_floors(frequency_V, length, mask, self.corpus, self.rows)
-        return {
-            name: self._named([{"task": "masked_genes", "note": "", **row} for row in rows])
-            for name, rows in found.items()
-        }
 
-    def embedding_rows(self, embedding_NxD: np.ndarray) -> list[dict]:
-        """Cell-type and batch-mixing scores of an embedding of these cells."""
-        found = [("cell_types", self._cell_types(embedding_NxD), batch_mixing.packages())]
-        if self.name not in self._settings.no_batch_mixing:
-            mixing = self._batch_mixing(embedding_NxD)
-            found.append(("batch_mixing", mixing, batch_mixing.packages()))
-        rows = [
-            {"task": task, "score": score, "value": value, "note": note, "n": n, "scored_by": by}
-            for task, (scores, n), by in found
-            for score, (value, note) in scores.items()
-        ]
-        return self._named([{**row, "positions": None, "read_from": None} for row in rows])
+def rows_of_responses(data: HeldOut) -> dict[str, list[dict]]:
+    """Perturbation scores of the predictors that need no embedding, by name."""
+    if "perturbation" not in data.settings.tasks or not _has_stimulus(data):
+        return {}
+    found = _responses(data, np.zeros((len(data.rows), 1)))
+    return {
+        name: [_row(data, "perturbation", score.row()) for score in scored]
+        for name, scored in found.items()
+        if name != "embedding"
+    }
 
-    def _named(self, rows: list[dict]) -> list[dict]:
-        return [{"dataset": self.name, **row} for row in rows]
 
-    def _cell_types(self, embedding_NxD) -> tuple[dict, int]:
-        names = [f"{probe}_{s}" for probe in ("knn", "logistic") for s in ("accuracy", "macro_f1")]
-        grouped = (self._obs[self._group] != "").any()
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Cells to fit probes on and to test them on; `reason`, where there are too few."""
+
+    fit: np.ndarray
+    test: np.ndarray
+    how: str
+    reason: str = ""
+
+    @classmethod
+    def of(cls, data: HeldOut) -> "Split":
+        """By donor where every cell has one of several, else by batch, else by cell."""
+        has_donors = (data.donors != "").all() and len(set(data.donors)) > 1
+        group = "donor" if has_donors else "batch"
+        grouped = (data.obs[group] != "").any()
         try:
             fit, test, how = cell_types.split(
-                self._obs,
-                label="cell_type",
-                group=self._group if grouped else None,
-                seed=self._settings.seed,
-            )
+                data.obs, label="cell_type", group=group if grouped else None,
+                seed=data.settings.seed,
+            )  # fmt: skip
         except ValueError as reason:  # no labels: the score says so
-            return dict.fromkeys(names, (None, str(reason))), 0
-        labels = self._obs["cell_type"].to_numpy()
-        types = len(set(labels[fit]))
+            return cls(np.array([], int), np.array([], int), "", str(reason))
+        types = len(set(data.labels[fit]))
+        reason = ""
         if types < 2 or len(fit) < cell_types.NEIGHBOURS or not len(test):
-            note = f"{how}: {len(fit)} cells of {types} types to fit on, {len(test)} to test on"
-            return dict.fromkeys(names, (None, note)), 0
-        found = cell_types.probe(
-            embedding_NxD[fit], labels[fit], embedding_NxD[test], labels[test],
-            seed=self._settings.seed,
+            reason = f"{len(fit)} cells of {types} types to fit on, {len(test)} to test on"
+        return cls(fit, test, how, reason)
+
+
+class _Examined:
+    """A representation before one data set."""
+
+    def __init__(self, representation, data, training_labels, pictures, name):
+        self._representation, self._data, self._pictures = representation, data, pictures
+        self._training_labels, self._name = training_labels, name
+        self._split = Split.of(data)
+
+    @functools.cached_property
+    def _embedding(self) -> np.ndarray:
+        return self._representation.embed(self._data)
+
+    @functools.cached_property
+    def _predicted(self) -> dict[str, label_scores.Predictions]:
+        fit, test = self._split.fit, self._split.test
+        probes = cell_types.fit_probes(
+            self._embedding[fit], self._data.labels[fit], seed=self._data.settings.seed
         )
-        return {name: (value, how) for name, value in found.items()}, len(test)
+        return cell_types.predict(probes, self._embedding[test])
 
-    def _batch_mixing(self, embedding_NxD) -> tuple[dict, int]:
-        known = ((self._obs["cell_type"] != "") & (self._obs["batch"] != "")).to_numpy()
-        few = known.sum() < batch_mixing.NEIGHBOURS
-        if few or self.counts is None:
-            need = f"a label and a batch, {batch_mixing.NEIGHBOURS} needed" if few else "no counts"
-            note = f"{known.sum()} cells have {need}"
-            names = (*batch_mixing.BIOLOGY, "avg_bio", *batch_mixing.BATCH, "average_batch_score")
-            return dict.fromkeys(names, (None, note)), 0
-        if self._before is None:  # 50 components of the expression itself, as PCR compares them
-            pca = baselines.fit_pca(self.counts[known], self.totals[known])
-            self._before = baselines.apply_pca(pca, self.counts[known], self.totals[known])
-        found = batch_mixing.integration(
-            embedding_NxD[known],
-            self._obs["cell_type"].to_numpy()[known],
-            self._obs["batch"].to_numpy()[known],
-            self._before,
-            seed=self._settings.seed,
+    def cell_types(self) -> list[Score]:
+        data, split = self._data, self._split
+        if split.reason:
+            names = [f"{probe}_{s}" for probe in PROBES for s in ("accuracy", "macro_f1")]
+            return _none(names, split.reason, split=split.how)
+        true = data.labels[split.test]
+        for probe, predicted in self._predicted.items():
+            title = f"{data.name}, {self._name}, {probe} probe"
+            self._draw(f"confusion-{probe}", confusion.draw, true, predicted.labels, title)
+        return [
+            score
+            for probe, predicted in self._predicted.items()
+            for score in label_scores.score_labels(
+                true, predicted, train_labels=data.labels[split.fit],
+                pretrained_labels=self._training_labels, donors=data.donors[split.test],
+                seed=data.settings.seed, split=split.how, prefix=f"{probe}_",
+            )
+        ]  # fmt: skip
+
+    def batch_mixing(self) -> list[Score]:
+        data = self._data
+        if data.name in data.settings.no_batch_mixing:
+            return []
+        known = (data.labels != "") & (data.batches != "")
+        few = known.sum() < batch_mixing.FEWEST
+        if few or data.counts is None:
+            need = f"a label and a batch, {batch_mixing.FEWEST} needed" if few else "no counts"
+            return _none(batch_mixing.NAMES, f"{known.sum()} cells have {need}")
+        labels, batches = data.labels[known], data.batches[known]
+        x_NxD = self._embedding[known]
+        title = f"{data.name}, {self._name}"
+        seed = data.settings.seed
+        self._draw("umap", umaps.draw, x_NxD, labels, batches, title, seed=seed)
+        before, donors = _expression(data)[known], data.donors[known]
+        return batch_mixing.integration(x_NxD, labels, batches, before, donors=donors, seed=seed)
+
+    def perturbation(self) -> list[Score]:
+        data = self._data
+        return _responses(data, self._embedding)["embedding"] if _has_stimulus(data) else []
+
+    def noise(self) -> list[Score]:
+        data, split, represent = self._data, self._split, self._representation.of_counts
+        reason = split.reason or (data.counts is None and "no counts") or (
+            represent is None and "it embeds only the cells that it was fitted on"
         )
-        return found, int(known.sum())
+        if reason:
+            return _none(["accuracy", "macro_f1"], reason, split=split.how)
+        cells = Cells(data.counts, data.totals, data.labels, data.ids, data.donors)
+        classify = noise.fit_probe(represent, cells[split.fit])
+        said = {"seed": data.settings.seed, "split": split.how}
+        return [
+            *noise.gaussian(classify, cells[split.test], **said),
+            *noise.thinning(classify, cells[split.test], **said),
+        ]
+
+    def ontology(self) -> list[Score]:
+        data, seed = self._data, self._data.settings.seed
+        terms, table = _ontology(data.settings.ontology, data.settings.ontology_labels)
+        told = {"donors": data.donors, "seed": seed}
+        found = onto_rwr.graph_agreement(
+            self._embedding, data.labels, terms, table, batches=data.batches, **told
+        )
+        found += roughness.rogi(self._embedding, data.labels, seed=seed)
+        if self._split.reason:
+            return found + _none(["lcad", "lcad_path"], self._split.reason)
+        true, donors = data.labels[self._split.test], data.donors[self._split.test]
+        for probe, predicted in self._predicted.items():
+            scored = ontology.lcad(true, predicted.labels, terms, table, donors=donors, seed=seed)
+            found += [
+                dataclasses.replace(s, name=f"{probe}_{s.name}", split=self._split.how)
+                for s in scored
+            ]
+        return found
+
+    def gene_sets(self) -> list[Score]:
+        return []
+
+    def _draw(self, what: str, draw: Callable, *arguments, **options) -> None:
+        if self._pictures is not None:
+            self._pictures.mkdir(parents=True, exist_ok=True)
+            path = self._pictures / f"{what}-{self._data.name}-{self._name}.png"
+            draw(*arguments, path=path, **options)
 
 
-def baseline_rows(corpus: Corpus, rows: np.ndarray, held_out: list[HeldOut]) -> dict[str, list]:
-    """Scores of HVG and PCA fitted on the cells that a model of that size was trained on.
+@functools.lru_cache(maxsize=1)
+def _ontology(path: str, labels: str) -> tuple[ontology.Ontology, dict[str, str]]:
+    return ontology.read_ontology(path), ontology.read_labels(labels or ontology.LABELS)
 
-    Args:
-      corpus: built corpus.
-      rows: the training cells.
-      held_out: data sets to score.
 
-    Returns:
-      {"hvg": rows, "pca": rows}; without the data sets whose cells have no counts, and empty where
-      the training cells have none.
-    """
-    if not corpus.has_counts(rows):
-        return {}
-    held_out = [data for data in held_out if data.counts is not None]
-    counts, totals = corpus.counts(rows), corpus.obs["total"].to_numpy()[rows]
-    hvg, pca = baselines.fit_hvg(counts, totals), baselines.fit_pca(counts, totals)
-    return {
-        "hvg": [
-            row
-            for data in held_out
-            for row in data.embedding_rows(baselines.apply_hvg(hvg, data.counts, data.totals))
-        ],
-        "pca": [
-            row
-            for data in held_out
-            for row in data.embedding_rows(baselines.apply_pca(pca, data.counts, data.totals))
-        ],
-    }
+@functools.lru_cache(maxsize=8)
+def _expression(data: HeldOut) -> np.ndarray:
+    """The input that PCR compares with: 50 components of the labelled cells' expression."""
+    known = (data.labels != "") & (data.batches != "")
+    pca = baselines.fit_pca(data.counts[known], data.totals[known])
+    return baselines.apply_pca(pca, data.counts, data.totals)
+
+
+def _has_stimulus(data: HeldOut) -> bool:
+    return data.name in data.settings.stimulus and data.counts is not None
+
+
+def _responses(data: HeldOut, embedding_NxD: np.ndarray) -> dict[str, list[Score]]:
+    control, stimulated = data.settings.stimulus[data.name]
+    return perturbation.stimulus_response(
+        embedding_NxD, baselines.log_normalise(data.counts, data.totals), data.labels,
+        data.batches, control, stimulated, donors=data.donors, seed=data.settings.seed,
+    )  # fmt: skip
+
+
+def _none(names: Iterable[str], note: str, split: str = "") -> list[Score]:
+    return [Score(name, None, split=split, note=note) for name in names]
+
+
+def _row(data: HeldOut, task: str, scored: dict) -> dict:
+    """A row without what names the model: positions and reading are those of masked genes."""
+    by = batch_mixing.packages() if task == "batch_mixing" else _versions()
+    named = {"task": task, "dataset": data.name, "dataset_hash": data.hash}
+    return {**named, "positions": None, "read_from": None, **scored,
+            "evaluation_seed": data.settings.seed, "scored_by": by}  # fmt: skip
+
+
+@functools.cache
+def _versions() -> str:
+    names = ("scikit-learn", "scipy", "scanpy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)

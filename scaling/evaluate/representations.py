@@ -1,0 +1,107 @@
+"""Training cells -> representations of cells, a trained model's and baselines', fitted once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from scipy import sparse
+
+from scaling.corpus import ranks
+from scaling.corpus.shards import Corpus, pad
+from scaling.evaluate import baselines, embed, parameter_free
+from scaling.evaluate.held_out import EvaluateSettings, HeldOut
+from scaling.pretrain.model import ModelSettings
+
+FITTED = ("hvg", "pca", "parameter_free")
+TRANSDUCTIVE = ("harmony", "scvi")
+
+
+@dataclasses.dataclass(frozen=True)
+class Representation:
+    """A frozen way from cells to embeddings.
+
+    Attributes:
+      embed: held-out cells of a data set -> float32 [N, D].
+      of_counts: CSR counts over the corpus's genes, totals -> float32 [N, D]; NaN for a cell that
+        has no gene. None where there is none but for the cells fitted on.
+      genes: held-out cells -> float32 [genes of the corpus, D], NaN where they have none; None
+        where genes have no embedding.
+    """
+
+    embed: Callable[[HeldOut], np.ndarray]
+    of_counts: Callable[[sparse.csr_matrix, np.ndarray], np.ndarray] | None = None
+    genes: Callable[[HeldOut], np.ndarray] | None = None
+
+
+def of_model(
+    params: dict, model: ModelSettings, settings: EvaluateSettings, corpus: Corpus
+) -> Representation:
+    """A trained encoder's: the states of `evaluate.layer`, pooled by `evaluate.pool`."""
+    vocabulary, layer, pool = corpus.vocabulary, settings.layer, settings.pool
+    special = len(vocabulary.special)
+
+    def of_counts(counts_NxG: sparse.csr_matrix, totals_N: np.ndarray) -> np.ndarray:
+        arrays = counts_NxG, totals_N, vocabulary.medians, special
+        tokens, lengths_N = ranks.rank_tokens(*arrays)
+        cells = np.split(tokens, np.cumsum(lengths_N)[:-1])
+        found = embed.embed_tokens(
+            params, model, layer, [pad(cells, model.length, vocabulary.around)], special, pool
+        )
+        found[lengths_N == 0] = np.nan
+        return found
+
+    def genes(data: HeldOut) -> np.ndarray:
+        tokens = [corpus.tokens(data.rows, model.length)]
+        return embed.embed_genes(params, model, layer, tokens)[0][special:]
+
+    return Representation(
+        lambda data: embed.embed_corpus(params, model, layer, corpus, data.rows, pool),
+        of_counts,
+        genes,
+    )
+
+
+def fit_baselines(corpus: Corpus, rows: np.ndarray, names: tuple[str, ...]) -> dict:
+    """Baselines by name, fitted on the cells that a model of that size was trained on.
+
+    Args:
+      corpus: built corpus.
+      rows: the training cells.
+      names: of FITTED; and of TRANSDUCTIVE, which are fitted to the cells that they embed.
+
+    Returns:
+      {name: Representation}; without those of FITTED where the training cells have no counts.
+    """
+    found = {name: Representation(functools.partial(_integrated, name)) for name in names}
+    found = {name: of for name, of in found.items() if name in TRANSDUCTIVE}
+    asked = [name for name in names if name in FITTED]
+    if not asked or not corpus.has_counts(rows):
+        return found
+    counts, totals = corpus.counts(rows), corpus.obs["total"].to_numpy()[rows]
+    for name in asked:
+        if name == "parameter_free":
+            fitted = parameter_free.fit(counts, corpus.obs["cell_type"].to_numpy(str)[rows])
+            apply = functools.partial(_by_ranks, fitted)
+        elif name == "pca":
+            apply = functools.partial(baselines.apply_pca, baselines.fit_pca(counts, totals))
+        else:
+            apply = functools.partial(baselines.apply_hvg, baselines.fit_hvg(counts, totals))
+        found[name] = Representation(functools.partial(_of_cells, apply), apply)
+    return {name: found[name] for name in names}
+
+
+def _by_ranks(fitted, counts_NxG: sparse.csr_matrix, totals_N: np.ndarray) -> np.ndarray:
+    return parameter_free.apply(fitted, counts_NxG)
+
+
+def _of_cells(apply: Callable, data: HeldOut) -> np.ndarray:
+    return apply(data.counts, data.totals)
+
+
+def _integrated(name: str, data: HeldOut) -> np.ndarray:
+    if name == "harmony":
+        return baselines.fit_harmony(
+            data.counts, data.totals, data.batches, seed=data.settings.seed
+        )
+    return baselines.fit_scvi(data.counts, data.batches, seed=data.settings.seed)
