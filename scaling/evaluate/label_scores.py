@@ -54,6 +54,8 @@ def score_labels(
     bins of the predicted label's probability (Guo et al., ICML 2017); overconfidence, mean of that
     probability minus accuracy; brier, the mean over cells of the summed squared differences over
     classes (0 to 2; Brier 1950), a type that the classifier lacks having probability 0.
+    Means over classes are, in a resample, over the classes that it holds: a class of a cell or
+    two is missing from many, and the interval is then wide on the side of the others' mean.
 
     Args:
       true_N: cell type of each test cell, str, none blank.
@@ -216,6 +218,8 @@ class _Table:
             if len(draws) >= LEVEL * DRAWS:
                 low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
                 own["interval"] = self._bootstrap.interval
+            else:
+                own["note"] = "; ".join(filter(None, [note, "too few cells for an interval"]))
         self.scores.append(Score(self._prefix + name, value, low, high, **own))
 
     def nothing(self, name: str, note: str) -> None:
