@@ -1,4 +1,4 @@
-"""Embeddings with cell-type labels in; accuracy and macro-F1 of two frozen probes out."""
+"""Embeddings with cell-type labels in; predictions and scores of two frozen probes out."""
 
 import warnings
 
@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from scaling.evaluate.intervals import Score
+from scaling.evaluate.label_scores import Predictions, score_labels
 
 NEIGHBOURS = 5
 LOGISTIC_ITERATIONS = 2_000
@@ -86,6 +89,77 @@ def _halve_each_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return chosen
 
 
+def fit_probes(
+    train_NxD: np.ndarray, train_labels: np.ndarray, *, seed: int
+) -> dict[str, KNeighborsClassifier | Pipeline]:
+    """Fit two probes on frozen embeddings.
+
+    knn: the vote of the 5 nearest training cells (Euclidean, on the embeddings as they are:
+    scaling would give a rarely seen gene the weight of any other). logistic: a multinomial
+    logistic regression with an L2 penalty (C = 1), fitted until it converges to features scaled
+    to mean 0 and variance 1 of the training cells.
+
+    Args:
+      train_NxD: float embeddings, one row per cell.
+      train_labels: cell types, compared as text.
+      seed: handed to the solver (today's L-BFGS draws nothing: equal input, equal probes).
+
+    Raises:
+      ValueError: shapes disagree, a value is not finite, or there are too few cells or classes.
+      RuntimeError: the logistic regression did not converge.
+    """
+    train_labels = np.asarray(train_labels, str)
+    _check("training", train_NxD, train_labels)
+    if train_labels.size < NEIGHBOURS or len(set(train_labels)) < 2:
+        raise ValueError(
+            f"{train_labels.size} training cells of {len(set(train_labels))} classes: at least "
+            f"{NEIGHBOURS} training cells of 2 classes are needed; split the cells another way"
+        )
+    knn = KNeighborsClassifier(NEIGHBOURS).fit(train_NxD, train_labels)
+    # float64: in float32 the solver's line search stops early on strongly correlated features.
+    logistic = make_pipeline(
+        FunctionTransformer(np.asarray, kw_args={"dtype": np.float64}),
+        StandardScaler(),
+        LogisticRegression(max_iter=LOGISTIC_ITERATIONS, random_state=seed),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            logistic.fit(train_NxD, train_labels)
+        except ConvergenceWarning as unfinished:
+            raise RuntimeError(
+                f"the logistic probe did not converge in {LOGISTIC_ITERATIONS} iterations on "
+                f"{train_NxD.shape[0]} cells x {train_NxD.shape[1]} features; look for features "
+                "of extreme scale in the embedding"
+            ) from unfinished
+    return {"knn": knn, "logistic": logistic}
+
+
+def predict(
+    probes: dict[str, KNeighborsClassifier | Pipeline], test_NxD: np.ndarray
+) -> dict[str, Predictions]:
+    """What each probe says of cells, by its name; probabilities of the logistic one alone.
+
+    Raises:
+      ValueError: a value is not finite, or another number of dimensions than at fitting.
+    """
+    _check("test", test_NxD, np.empty(len(test_NxD), str))
+    fitted = probes["knn"].n_features_in_
+    if test_NxD.shape[1] != fitted:
+        raise ValueError(
+            f"training embeddings have {fitted} dimensions, test embeddings {test_NxD.shape[1]}: "
+            "embed both with the same model"
+        )
+    if not len(test_NxD):
+        return {name: Predictions(np.empty(0, str)) for name in probes}
+    logistic = probes["logistic"]
+    p_NxC = logistic.predict_proba(test_NxD)
+    return {
+        "knn": Predictions(probes["knn"].predict(test_NxD)),
+        "logistic": Predictions(logistic.classes_[p_NxC.argmax(1)], logistic.classes_, p_NxC),
+    }
+
+
 def probe(
     train_NxD: np.ndarray,
     train_labels: np.ndarray,
@@ -93,83 +167,45 @@ def probe(
     test_labels: np.ndarray,
     *,
     seed: int,
-) -> dict[str, float]:
-    """Fit two probes on frozen embeddings and score them on held-out cells.
-
-    Probes: the vote of the 5 nearest training cells (Euclidean, on the embeddings as they are:
-    scaling would give a rarely seen gene the weight of any other), and a multinomial logistic
-    regression with an L2 penalty (C = 1), fitted until it converges to features scaled to mean 0
-    and variance 1 of the training cells.
-
-    Macro-F1 is the plain mean of F1 over the classes present in the test labels: a class that
-    the training cells lack counts with F1 = 0, and a class predicted but not present adds no
-    term (those cells already count as missed by their own class).
+    split: str = "",
+    donors: np.ndarray | None = None,
+    pretrained_labels: np.ndarray | None = None,
+) -> list[Score]:
+    """Fit both probes on frozen embeddings and score them on held-out cells.
 
     Args:
-      train_NxD, test_NxD: float embeddings, one row per cell.
-      train_labels, test_labels: cell types, compared as text.
-      seed: handed to the solver (today's L-BFGS draws nothing: equal input, equal scores).
+      train_NxD, train_labels, seed: as for fit_probes; the seed is that of the resamples too.
+      test_NxD, test_labels: cells to score on.
+      split: how the cells were divided; kept in every score.
+      donors: of the test cells, "" where unknown, or None.
+      pretrained_labels: cell types of the cells of pretraining, or None.
 
     Returns:
-      knn_accuracy, knn_macro_f1, logistic_accuracy, logistic_macro_f1, all in [0, 1].
+      The scores of `label_scores.score_labels`, named knn_... and logistic_...
 
-    Raises:
-      ValueError: shapes disagree, a value is not finite, or there are too few cells or classes.
-      RuntimeError: the logistic regression did not converge.
+    Raises: ValueError and RuntimeError as fit_probes, predict and score_labels do.
     """
-    train_labels, test_labels = np.asarray(train_labels, str), np.asarray(test_labels, str)
-    _check(train_NxD, train_labels, test_NxD, test_labels)
-    knn = KNeighborsClassifier(NEIGHBOURS).fit(train_NxD, train_labels)
-    # float64: in float32 the solver's line search stops early on strongly correlated features.
-    scaler = StandardScaler().fit(np.asarray(train_NxD, np.float64))
-    scaled_NxD = scaler.transform(np.asarray(train_NxD, np.float64))
-    logistic = LogisticRegression(max_iter=LOGISTIC_ITERATIONS, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        try:
-            logistic.fit(scaled_NxD, train_labels)
-        except ConvergenceWarning as unfinished:
-            raise RuntimeError(
-                f"the logistic probe did not converge in {LOGISTIC_ITERATIONS} iterations on "
-                f"{train_NxD.shape[0]} cells x {train_NxD.shape[1]} features; look for features "
-                "of extreme scale in the embedding"
-            ) from unfinished
-    scaled_NxD = scaler.transform(np.asarray(test_NxD, np.float64))
-    predictions = {"knn": knn.predict(test_NxD), "logistic": logistic.predict(scaled_NxD)}
-    scores = {}
-    for name, predicted in predictions.items():
-        scores[f"{name}_accuracy"] = float(accuracy_score(test_labels, predicted))
-        scores[f"{name}_macro_f1"] = float(
-            f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro")
+    _check("test", test_NxD, np.asarray(test_labels, str))
+    found = predict(fit_probes(train_NxD, train_labels, seed=seed), test_NxD)
+    return [
+        score
+        for name, predicted in found.items()
+        for score in score_labels(
+            test_labels, predicted, train_labels=train_labels,
+            pretrained_labels=pretrained_labels, donors=donors, seed=seed, split=split,
+            prefix=f"{name}_",
         )
-    return scores
+    ]  # fmt: skip
 
 
-def _check(
-    train_NxD: np.ndarray, train_labels: np.ndarray, test_NxD: np.ndarray, test_labels: np.ndarray
-) -> None:
-    for side, x_NxD, labels in (
-        ("training", train_NxD, train_labels),
-        ("test", test_NxD, test_labels),
-    ):
-        if x_NxD.ndim != 2 or labels.shape != x_NxD.shape[:1]:
-            raise ValueError(
-                f"{side} embeddings of shape {x_NxD.shape} and labels of shape {labels.shape}: "
-                "pass cells x dimensions and one label per cell"
-            )
-        if not np.isfinite(x_NxD).all():
-            raise ValueError(
-                f"{side} embeddings hold NaN or infinity in "
-                f"{int((~np.isfinite(x_NxD)).any(1).sum())} cells; drop or recompute them"
-            )
-    if train_NxD.shape[1] != test_NxD.shape[1]:
+def _check(side: str, x_NxD: np.ndarray, labels: np.ndarray) -> None:
+    if x_NxD.ndim != 2 or labels.shape != x_NxD.shape[:1]:
         raise ValueError(
-            f"training embeddings have {train_NxD.shape[1]} dimensions, test embeddings "
-            f"{test_NxD.shape[1]}: embed both with the same model"
+            f"{side} embeddings of shape {x_NxD.shape} and labels of shape {labels.shape}: "
+            "pass cells x dimensions and one label per cell"
         )
-    if test_labels.size == 0 or train_labels.size < NEIGHBOURS or len(set(train_labels)) < 2:
+    if not np.isfinite(x_NxD).all():
         raise ValueError(
-            f"{train_labels.size} training cells of {len(set(train_labels))} classes and "
-            f"{test_labels.size} test cells: at least {NEIGHBOURS} training cells of 2 classes "
-            "and one test cell are needed; split the cells another way"
+            f"{side} embeddings hold NaN or infinity in "
+            f"{int((~np.isfinite(x_NxD)).any(1).sum())} cells; drop or recompute them"
         )
