@@ -1,14 +1,17 @@
-"""Raw counts in; the two plain representations that a pretrained model must beat out."""
+"""Raw counts in; the plain representations that a pretrained model must beat out."""
 
 import dataclasses
 
 import anndata
+import harmonypy
 import numpy as np
+import pandas as pd
 import scanpy
 from scipy import sparse
 from sklearn.decomposition import PCA
 
 TARGET_TOTAL = 1e4
+SCVI_LAYERS, SCVI_LATENT = 2, 30  # Kedzierska et al. (Genome Biology 2025)
 
 
 def log_normalise(
@@ -148,3 +151,88 @@ def apply_pca(
     """Coordinates of cells, fitted on or not, on the components: float32 [N, D]."""
     x_NxG = apply_hvg(pca.hvg, counts_NxG, total_N) - pca.mean_G
     return (x_NxG @ pca.components_DxG.T).astype(np.float32)
+
+
+def fit_harmony(
+    counts_NxG: sparse.csr_matrix,
+    total_N: np.ndarray | None,
+    batch: np.ndarray,
+    *,
+    seed: int,
+) -> np.ndarray:
+    """Principal components of the cells to be scored, corrected for their batches by Harmony.
+
+    Korsunsky et al., Nature Methods 2019, as harmonypy 2 runs it (the penalty of each cluster's
+    regression estimated, as in R's harmony 2; it was 1 before). Transductive, unlike a pretrained
+    model: both the components and the correction are fitted on the scored cells and told their
+    batches, so there is nothing to apply to other cells. It is told no label.
+
+    Args:
+      counts_NxG, total_N: of the cells to be integrated; as for log_normalise.
+      batch: a name per cell.
+      seed: of the clusters' start.
+
+    Returns:
+      float32 [N, 50], or fewer columns for fewer cells.
+
+    Raises:
+      ValueError: fewer than two batches, or a cell without one.
+    """
+    batch = _batches(batch, counts_NxG.shape[0])
+    pca = fit_pca(counts_NxG, total_N)
+    before_NxD = apply_pca(pca, counts_NxG, total_N).astype(np.float64)
+    corrected = harmonypy.run_harmony(
+        before_NxD, pd.DataFrame({"batch": batch}), "batch", verbose=False, random_state=seed
+    )
+    return np.asarray(corrected.Z_corr, np.float32)
+
+
+def fit_scvi(
+    counts_NxG: sparse.csr_matrix, batch: np.ndarray, *, seed: int, epochs: int | None = None
+) -> np.ndarray:
+    """Latent means of scVI, fitted on the cells to be scored and told their batches.
+
+    Lopez et al., Nature Methods 2018: 2 layers, 30 latent dimensions, negative binomial, on the
+    2,000 genes of `fit_hvg`. Transductive, as `fit_harmony`.
+
+    Args:
+      counts_NxG: CSR, raw counts of the cells to be integrated.
+      batch: a name per cell.
+      seed: of weights and batches of the training.
+      epochs: None leaves scvi-tools its own number: 400, fewer beyond 20,000 cells.
+
+    Returns:
+      float32 [N, 30].
+
+    Raises:
+      ValueError: scvi-tools is not installed, fewer than two batches, or a cell without one.
+    """
+    batch = _batches(batch, counts_NxG.shape[0])
+    try:
+        import scvi
+    except ImportError as missing:
+        raise ValueError(
+            "scVI needs scvi-tools, which is not installed: install the extra, scaling[scvi]"
+        ) from missing
+    genes = fit_hvg(counts_NxG).genes
+    cells = anndata.AnnData(
+        counts_NxG[:, genes].astype(np.float32),
+        obs=pd.DataFrame({"batch": batch}, index=np.arange(len(batch)).astype(str)),
+    )
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(cells, batch_key="batch")
+    model = scvi.model.SCVI(
+        cells, n_layers=SCVI_LAYERS, n_latent=SCVI_LATENT, gene_likelihood="nb"
+    )
+    model.train(max_epochs=epochs, accelerator="auto", enable_progress_bar=True)
+    return np.asarray(model.get_latent_representation(), np.float32)
+
+
+def _batches(batch: np.ndarray, cells: int) -> np.ndarray:
+    batch = np.asarray(batch, str)
+    if batch.shape != (cells,) or (batch == "").any() or len(set(batch)) < 2:
+        raise ValueError(
+            f"{len(set(batch) - {''})} batches named for {(batch != '').sum()} of {cells} cells: "
+            "a correction needs two or more, and one for every cell; leave the others out"
+        )
+    return batch
