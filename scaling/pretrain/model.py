@@ -159,10 +159,15 @@ class RankEncoder(nn.Module):
         self.dense = nn.Dense(s.width, kernel_init=of_head, dtype=dtype)
         self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
 
-    def encode(self, tokens_BxL: jax.Array) -> list[jax.Array]:
-        """Hidden states [B, L, D] after the embedding and after each of the N layers."""
-        states = self._below(tokens_BxL, None)
-        return [*states, self.layers[-1](states[-1], tokens_BxL != PAD, None)]
+    def encode(
+        self, tokens_BxL: jax.Array, place_B: jax.Array | None = None
+    ) -> list[jax.Array]:
+        """Hidden states [B, L, D] after the embedding and after each of the N layers.
+
+        With a place of each cell, of which `__call__` tells, with dropout.
+        """
+        states = self._below(tokens_BxL, place_B)
+        return [*states, self.layers[-1](states[-1], tokens_BxL != PAD, place_B)]
 
     def _below(self, tokens_BxL: jax.Array, place_B: jax.Array | None) -> list[jax.Array]:
         """The states that the last layer reads, and all before them."""

@@ -1,0 +1,31 @@
+"""Run + labels -> scores: python -m experiments.finetune --config --workdir --run [--corpus]"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from experiments.launch import launch
+from scaling import study
+from scaling.evaluate import finetune
+from scaling.settings import Settings
+
+RUN = flags.DEFINE_string("run", None, "folder of a trained run", required=True)
+CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of the config")
+
+
+def main(settings: Settings, workdir: pathlib.Path) -> str:
+    """Fine-tunes into workdir/finetune, on cells in the run's vocabulary; JSON lines."""
+    asked = finetune.FinetuneSettings.from_config(flags.FLAGS.config.to_dict())
+    run = pathlib.Path(RUN.value)
+    words = settings.data.vocabulary or str(finetune.vocabulary_of(run))
+    data = dataclasses.replace(settings.data, vocabulary=words)
+    settings = dataclasses.replace(settings, data=data)
+    corpus = study.corpus_of(settings, workdir, CORPUS.value)
+    rows = finetune.finetune(asked, run, corpus, workdir / "finetune")
+    return "\n".join(json.dumps(row) for row in rows)
+
+
+if __name__ == "__main__":
+    launch(main)

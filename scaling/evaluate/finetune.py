@@ -1,0 +1,134 @@
+"""A trained run, a corpus with labels -> a folder of predictions, and rows of scores."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+
+import pandas as pd
+
+from scaling.corpus.shards import VOCABULARY, Corpus
+from scaling.evaluate import tuned_cells, tuned_genes
+from scaling.evaluate.tuned_cells import Predictions, finetune_cells
+from scaling.evaluate.tuned_genes import GenePredictions, finetune_genes
+from scaling.evaluate.tuning import FinetuneSettings
+from scaling.pretrain import loop, step
+from scaling.pretrain.model import ModelSettings
+
+SETTINGS, SCORES, PREDICTIONS = "settings.json", "scores.jsonl", "predictions.parquet"
+PACKAGES = ("jax", "flax", "optax", "numpy", "scikit-learn")
+
+__all__ = [
+    "FinetuneSettings", "GenePredictions", "Predictions", "finetune", "finetune_cells",
+    "finetune_genes", "vocabulary_of",
+]
+
+
+def finetune(
+    settings: FinetuneSettings, run: pathlib.Path, corpus: Corpus, folder: pathlib.Path
+) -> list[dict]:
+    """Fine-tunes a run's encoder, or reads what this call found before.
+
+    Args:
+      settings: of the fine-tuning.
+      run: folder of a trained run.
+      corpus: with labels, built with the run's vocabulary.
+      folder: gets settings.json, scores.jsonl, predictions.parquet, and of genes fold-<k>.npz.
+
+    Returns:
+      One row a score: task, dataset, dataset_hash, the fields of a `Score`, seed, start, model
+      (the run's hash), finetune (hash of all that the scores depend on), packages.
+
+    Raises:
+      ValueError: no run, one of another vocabulary, a folder of another fine-tuning, or bad data.
+    """
+    held = _settings_of(run)
+    if held["vocabulary"] != corpus.vocabulary.hash:
+        raise ValueError(
+            f"{run} was trained with vocabulary {held['vocabulary']}, {corpus.folder} has "
+            f"{corpus.vocabulary.hash}; build the corpus with data.vocabulary={vocabulary_of(run)}"
+        )
+    cells = hashlib.sha256(json.dumps(corpus.manifest["checksums"]).encode()).hexdigest()[:12]
+    content = {"finetune": dataclasses.asdict(settings), "run": held["hash"], "cells": cells}
+    name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    _claim(folder, content | {"hash": name})
+    if (folder / SCORES).exists():
+        return [json.loads(line) for line in (folder / SCORES).read_text().splitlines()]
+    model = ModelSettings(**held["model"])
+    if settings.start == "untrained":
+        encoder = step.initial_params(settings.seed, model, len(corpus.vocabulary))
+    else:
+        encoder = loop.load_params(run, model, len(corpus.vocabulary))
+    if settings.task == "cells":
+        found = finetune_cells(encoder, model, corpus, settings)
+        scored, table = tuned_cells.scores(found, settings.seed), _table(found)
+    else:
+        found = finetune_genes(encoder, model, corpus, settings, folder=folder)
+        scored, table = tuned_genes.scores(found, settings.seed), _gene_table(found)
+    about = {
+        "task": f"finetuned_{settings.task}",
+        "dataset": "+".join(sorted(set(corpus.obs["dataset"]))),
+        "dataset_hash": cells,
+        "seed": settings.seed,
+        "start": settings.start,
+        "model": held["hash"],
+        "finetune": name,
+        "packages": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES),
+    }
+    rows = [about | dataclasses.asdict(score) for score in scored]
+    _write(folder / PREDICTIONS, lambda partial: table.to_parquet(partial, index=False))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    _write(folder / SCORES, lambda partial: partial.write_text(lines))
+    return rows
+
+
+def vocabulary_of(run: pathlib.Path) -> pathlib.Path:
+    """The vocabulary that a run was trained with.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    _settings_of(run)
+    return run / VOCABULARY
+
+
+def _settings_of(run: pathlib.Path) -> dict:
+    if not (run / loop.SETTINGS).is_file():
+        raise ValueError(f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run")
+    return json.loads((run / loop.SETTINGS).read_text())
+
+
+def _claim(folder: pathlib.Path, content: dict) -> None:
+    path = folder / SETTINGS
+    if path.exists():
+        held = json.loads(path.read_text())
+        if held["hash"] != content["hash"]:
+            raise ValueError(
+                f"{folder} holds a fine-tuning of other settings, another run or other cells (hash "
+                f"{held['hash']}, now {content['hash']}); give another --workdir or remove it"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+
+
+def _table(found: Predictions) -> pd.DataFrame:
+    table = pd.DataFrame({"cell_id": found.cells, "true": found.true, "donor": found.donors})
+    table["predicted"] = found.predicted
+    shares = {f"p({name})": found.probabilities[:, k] for k, name in enumerate(found.classes)}
+    return table.assign(**shares)
+
+
+def _gene_table(found: GenePredictions) -> pd.DataFrame:
+    names = [found.classes[number] for number in found.true]
+    table = pd.DataFrame({"gene_id": found.genes, "true": names, "fold": found.fold + 1})
+    table["occurrences"] = [len(of_gene) for of_gene in found.logits]
+    shares = {f"logit({n})": found.mean_logits[:, k] for k, n in enumerate(found.classes)}
+    return table.assign(**shares)
+
+
+def _write(path: pathlib.Path, write) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.rename(path)

@@ -1,0 +1,385 @@
+"""Fine-tuning end to end: what is learned, on whom it is tested, and what a folder keeps."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from configs import default, finetune_cell_types
+from scaling.evaluate import classifier, finetune, tuned_cells, tuned_genes
+from scaling.evaluate.tuned_genes import GenePredictions
+from scaling.evaluate.tuning import FinetuneSettings
+from scaling.pretrain import loop
+from scaling.pretrain.model import ModelSettings
+from scaling.pretrain.step import initial_params
+from scaling.settings import Settings
+
+MODEL = ModelSettings(
+    layers=1, width=16, heads=2, feed_forward=16, length=64, activation="relu", dropout=0.0,
+    norm_epsilon=1e-12,
+)
+CELLS = dataclasses.replace(
+    FinetuneSettings.from_config(finetune_cell_types.get_config().to_dict()),
+    learning_rate=1e-2, warmup=0.1, batch=16, epochs=8.0, buckets=1,
+)
+SHORT = dataclasses.replace(CELLS, epochs=0.1, warmup=0.0)
+
+
+def tuned(corpus, settings=CELLS, task=tuned_cells.finetune_cells, **more):
+    encoder = initial_params(3, MODEL, len(corpus.vocabulary))
+    return task(encoder, MODEL, corpus, settings, **more)
+
+
+def with_obs(corpus, **columns):
+    return dataclasses.replace(corpus, obs=corpus.obs.assign(**columns))
+
+
+def test_classes_are_learned_and_shuffled_ones_are_not(tiny_corpus):
+    """Whether a gene that half of the cells show stands among those that the model reads."""
+    read = [set(cell[:64].tolist()) for cell in tiny_corpus.cells(np.arange(240))]
+    shares = np.array([sum(k in cell for cell in read) for k in range(252)]) / 240
+    gene = int(np.abs(shares - 0.5).argmin())
+    labels = np.where([gene in cell for cell in read], "shows it", "does not")
+    found = tuned(with_obs(tiny_corpus, cell_type=labels))
+    assert np.mean(found.losses[-5:]) < 0.5 * np.mean(found.losses[:5])
+    accuracy, macro_f1 = tuned_cells.scores(found)
+    assert accuracy.low > 0.7 and macro_f1.low > 0.7
+    np.testing.assert_allclose(found.probabilities.sum(1), 1)
+    assert (np.array(found.classes)[found.probabilities.argmax(1)] == found.predicted).all()
+    by_cell = dict(zip(tiny_corpus.obs["cell_id"], labels, strict=True))
+    assert all(by_cell[cell] == label for cell, label in zip(found.cells, found.true, strict=True))
+    shuffled = np.random.default_rng(0).permutation(labels)
+    chance = tuned_cells.scores(tuned(with_obs(tiny_corpus, cell_type=shuffled)))[0]
+    assert chance.low < 0.5 < chance.high and chance.high < accuracy.value
+
+
+@pytest.mark.parametrize("split", ["donor", "cell"])
+def test_sides_share_no_cell_and_by_donor_no_donor(tiny_corpus, monkeypatch, split):
+    trained_on = []
+    real = classifier.train
+
+    def train(encoder, module, settings, cells, devices):
+        trained_on.append(cells)
+        return real(encoder, module, settings, cells, devices)
+
+    monkeypatch.setattr(classifier, "train", train)
+    found = tuned(tiny_corpus, dataclasses.replace(SHORT, split=split))
+    (cells,) = trained_on
+    obs = tiny_corpus.obs.iloc[cells.rows]
+    names = np.array(found.classes)[cells.classes]
+    assert (obs["cell_type"] == names).all()
+    assert not set(obs["cell_id"]) & set(found.cells)
+    assert len(obs) + len(found.cells) == len(tiny_corpus.obs)
+    assert 0.15 < len(found.cells) / len(tiny_corpus.obs) < 0.5
+    assert found.split.startswith(f"by {split}: ")
+    if split == "donor":
+        assert not set(obs["donor"]) & set(found.donors)
+        assert all(donor in found.split for donor in set(found.donors))
+    else:
+        assert set(obs["donor"]) == set(tiny_corpus.obs["donor"])
+    other = tuned(tiny_corpus, dataclasses.replace(SHORT, split="cell", seed=1))
+    assert set(other.cells) != set(found.cells)
+
+
+def test_what_is_left_out_is_said(tiny_corpus):
+    labels, donors = tiny_corpus.obs["cell_type"].to_numpy(object), tiny_corpus.obs["donor"].copy()
+    labels[:7], labels[7], donors[8:10] = "", "rare", ""
+    corpus = with_obs(tiny_corpus, cell_type=labels, donor=donors)
+    found = tuned(corpus, dataclasses.replace(SHORT, min_share=0.01, split="donor"))
+    assert "7 cells without a label left out" in found.note
+    assert "classes below 1.00% of the cells left out: rare (1)" in found.note
+    assert "2 cells without a donor left out" in found.note and "rare" not in found.classes
+    few = tuned(corpus, dataclasses.replace(SHORT, cells=50))
+    assert len(few.cells) == 10 and few.split == "by cell: 10 of 50 drawn to test on"
+
+
+def test_a_training_cell_that_equals_a_test_cell_is_left_out(tiny_corpus):
+    obs, note = tiny_corpus.obs.assign(fingerprint=np.arange(240) % 230), []
+    train, test, _ = tuned_cells.divide(obs, SHORT, note)
+    assert not set(train["fingerprint"]) & set(test["fingerprint"])
+    left = 240 - len(test) - len(train)
+    assert left > 0 and note == [f"{left} training cells equal to a test cell left out"]
+
+
+def test_a_class_without_a_training_cell_counts_as_missed(tiny_corpus):
+    """The class of the donors that are tested on alone."""
+    settings = dataclasses.replace(SHORT, split="donor", min_share=0.0)
+    donors = set(tuned(tiny_corpus, settings).donors)
+    unseen = np.where(tiny_corpus.obs["donor"].isin(donors) & (np.arange(240) % 2 == 0), "unseen",
+                      tiny_corpus.obs["cell_type"])  # fmt: skip
+    found = tuned(with_obs(tiny_corpus, cell_type=unseen), settings)
+    assert "classes without a training cell, never predicted: unseen" in found.note
+    assert (found.true == "unseen").any()
+
+
+@pytest.mark.parametrize(
+    ("columns", "changes", "message"),
+    [
+        ({"cell_type": ""}, {}, r"labels of its cells are \[\], .*data.cell_type"),
+        ({"cell_type": "B"}, {}, r"are \['B'\], and a classifier needs two"),
+        ({"donor": ""}, {"split": "donor"}, "0 labelled cells are of 0 donors; .*data.donor"),
+        ({"fingerprint": 1}, {}, "every training cell equals"),
+        ({}, {"frozen_layers": 2}, "the run's model has 1 layers"),
+        ({}, {"warmup": 500}, "warmup is 500 steps"),
+    ],
+)
+def test_cells_that_cannot_teach_are_refused(tiny_corpus, columns, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tuned(with_obs(tiny_corpus, **columns), dataclasses.replace(CELLS, **changes))
+
+
+def test_a_training_side_of_one_class_is_refused(tiny_corpus):
+    settings = dataclasses.replace(CELLS, split="donor")
+    donors = set(tuned(tiny_corpus, dataclasses.replace(SHORT, split="donor")).donors)
+    labels = np.where(tiny_corpus.obs["donor"].isin(donors), "B", "T")
+    with pytest.raises(ValueError, match="all training cells are of the class 'T'"):
+        tuned(with_obs(tiny_corpus, cell_type=labels), settings)
+
+
+def test_macro_f1_is_sklearns(tiny_corpus):
+    found = tuned(tiny_corpus, SHORT)
+    rng = np.random.default_rng(0)
+    names, size = np.array(found.classes), len(found.true)
+    found = dataclasses.replace(
+        found, true=rng.choice(names[:3], size), predicted=rng.choice(names, size)
+    )
+    accuracy, macro_f1 = tuned_cells.scores(found)
+    labels = sorted(set(found.true))
+    wanted = f1_score(found.true, found.predicted, labels=labels, average="macro")
+    assert macro_f1.value == pytest.approx(wanted) and macro_f1.low < wanted < macro_f1.high
+    assert accuracy.value == pytest.approx((found.true == found.predicted).mean())
+    assert accuracy.split == found.split and accuracy.n == size
+
+
+# Genes.
+
+
+@pytest.fixture(scope="module")
+def gene_table(tiny_corpus, tmp_path_factory):
+    """Classes that position tells: of the commoner genes, those of high rank and of low."""
+    places: dict[int, list[int]] = {}
+    for cell in tiny_corpus.cells(np.arange(240)):
+        for place, token in enumerate(cell[:64]):
+            places.setdefault(int(token), []).append(place)
+    ranked = sorted((np.mean(at), token) for token, at in places.items() if len(at) > 20)
+    genes = [tiny_corpus.vocabulary.genes[token - 2] for _, token in ranked]
+    path = tmp_path_factory.mktemp("genes") / "classes.csv"
+    table = {"high": [*genes[:20], "ENSG_NONE"], "low": genes[-25:]}
+    pd.DataFrame({name: pd.Series(of) for name, of in table.items()}).to_csv(path, index=False)
+    return path, table
+
+
+def genes_settings(gene_table, **changes) -> FinetuneSettings:
+    made = {"task": "genes", "pooling": "none", "gene_classes": str(gene_table[0]), "folds": 3}
+    return dataclasses.replace(CELLS, **{**made, "epochs": 6.0, **changes})
+
+
+def test_genes_are_learned_by_genes_that_are_not_tested(tiny_corpus, monkeypatch, gene_table):
+    taught, real = [], classifier.train
+
+    def train(encoder, module, settings, cells, devices):
+        taught.append(cells)
+        return real(encoder, module, settings, cells, devices)
+
+    monkeypatch.setattr(classifier, "train", train)
+    encoder = initial_params(3, MODEL, len(tiny_corpus.vocabulary))
+    encoder = {**encoder, "positions": 10 * encoder["positions"]}
+    settings = genes_settings(gene_table, frozen_embedding=True)
+    found = tuned_genes.finetune_genes(encoder, MODEL, tiny_corpus, settings)
+    assert found.classes == ("high", "low") and "1 of 46 genes have no token" in found.note
+    token = {gene: k + 2 for k, gene in enumerate(tiny_corpus.vocabulary.genes)}
+    for gene, number in zip(found.genes, found.true, strict=True):
+        assert gene in gene_table[1][found.classes[number]]
+    for number, cells in enumerate(taught):
+        out, others = (found.genes[mine] for mine in (found.fold == number, found.fold != number))
+        assert (cells.classes[[token[gene] for gene in out]] == -1).all()
+        wanted = found.true[found.fold != number]
+        np.testing.assert_array_equal(cells.classes[[token[gene] for gene in others]], wanted)
+        assert (cells.classes >= 0).sum() == len(others)
+    _, test, _ = tuned_cells.divide(tiny_corpus.obs, settings, [])
+    rows = test.index.to_numpy()
+    assert not set(rows) & set(taught[0].rows)
+    read = np.concatenate([cell[:64] for cell in tiny_corpus.cells(rows)])
+    for gene, logits in zip(found.genes, found.logits, strict=True):
+        assert logits.shape == ((read == token[gene]).sum(), 2)
+    by_name = {(score.name, score.of): score for score in tuned_genes.scores(found)}
+    mean = by_name["auroc_genes", ""]
+    assert mean.low > 0.7 and mean.interval == f"{len(found.genes)} genes"
+    assert by_name["auroc_occurrences", ""].low > 0.5
+    assert mean.value == pytest.approx(
+        np.mean([by_name["auroc_genes", f"fold {k}"].value for k in (1, 2, 3)])
+    )
+
+
+def simulated_genes(seed: int, separation: float = 1.0) -> GenePredictions:
+    rng = np.random.default_rng(seed)
+    true = np.arange(120) % 2
+    logits = [
+        np.round(rng.normal(size=(rng.integers(1, 9), 2)) + [0, separation * number], 1)
+        for number in true
+    ]
+    fold = np.arange(120) // 2 % 4
+    return GenePredictions(np.arange(120).astype(str), true, fold, logits, ("a", "b"), "how", "why")
+
+
+def test_auroc_is_sklearns_for_genes_and_for_occurrences():
+    found = simulated_genes(0)
+    margins, mine = [x[:, 1] - x[:, 0] for x in found.logits], found.fold != 2
+    weights = np.random.default_rng(1).integers(0, 3, size=(3, 120)).astype(float)
+    area = tuned_genes.auroc(margins, found.true, mine)(weights)
+    at = np.repeat(np.arange(120), [len(x) for x in margins])
+    for row, value in zip(weights, area, strict=True):
+        weight = (row * mine)[at]
+        counted = weight > 0
+        wanted = roc_auc_score(
+            found.true[at][counted], np.concatenate(margins)[counted], sample_weight=weight[counted]
+        )
+        assert value == pytest.approx(wanted)
+    rows = {(s.name, s.of): s for s in tuned_genes.scores(found)}
+    of_gene = found.mean_logits[:, 1] - found.mean_logits[:, 0]
+    folds, times = range(4), np.bincount(found.fold[at])
+    by_gene = [roc_auc_score(found.true[found.fold == k], of_gene[found.fold == k]) for k in folds]
+    values = np.concatenate(margins)
+    by_occurrence = [
+        roc_auc_score(found.true[at][found.fold[at] == k], values[found.fold[at] == k])
+        for k in folds
+    ]
+    assert rows["auroc_genes", "fold 3"].value == pytest.approx(by_gene[2])
+    assert rows["auroc_genes", ""].value == pytest.approx(np.mean(by_gene))
+    weighted = np.average(by_occurrence, weights=times)
+    assert rows["auroc_occurrences", ""].value == pytest.approx(weighted)
+    assert rows["auroc_genes", ""].note == "why" and rows["auroc_genes", ""].split == "how"
+
+
+def test_auroc_where_the_answer_is_known():
+    def of(found):
+        return {(s.name, s.of): s for s in tuned_genes.scores(found)}["auroc_genes", ""]
+
+    assert of(simulated_genes(0, 100.0)).value == 1.0
+    assert of(simulated_genes(0, -100.0)).value == 0.0
+    chance = of(simulated_genes(0, 0.0))
+    assert chance.low < 0.5 < chance.high
+    one = dataclasses.replace(simulated_genes(0), true=np.zeros(120, int))
+    assert of(one).value is None and of(one).interval == ""
+    three = dataclasses.replace(simulated_genes(0), classes=("a", "b", "c"))
+    assert of(three).value is None and "3 classes" in of(three).note
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        (None, {}, "no table of genes"),
+        ("a,b\nX,Y\n", {}, "0 of its 2 genes"),
+        ("a,b\n{0},{0}\n", {}, "is of 'a' and of 'b'"),
+        ("a\n{0}\n", {}, "each of two classes"),
+        ("a,b\n{0},{1}\n", {"folds": 3}, "1 a, 1 b are in the test cells, and each class needs"),
+    ],
+)
+def test_genes_that_cannot_be_classified_are_refused(
+    tiny_corpus, gene_table, tmp_path, text, changes, message
+):
+    path = tmp_path / "genes.csv"
+    if text:
+        path.write_text(text.format(*gene_table[1]["low"]))
+    settings = genes_settings(gene_table, gene_classes=str(path), **changes)
+    with pytest.raises(ValueError, match=message):
+        tuned(tiny_corpus, settings, tuned_genes.finetune_genes)
+
+
+# Folders.
+
+
+@pytest.fixture(scope="module")
+def run(tiny_corpus, tmp_path_factory):
+    """A run of a few steps."""
+    config = default.get_config()
+    config.model.update(dataclasses.asdict(MODEL))
+    config.train.update({"steps": 30, "epochs": 0.0, "batch": 8, "held_out_cells": 8})
+    folder = tmp_path_factory.mktemp("run") / "run"
+    loop.pretrain(Settings.from_config(config).run, tiny_corpus, folder)
+    return folder
+
+
+def test_a_folder_keeps_what_was_found(tiny_corpus, run, tmp_path, monkeypatch):
+    folder = tmp_path / "tuned"
+    rows = finetune.finetune(SHORT, run, tiny_corpus, folder)
+    assert [row["name"] for row in rows] == ["accuracy", "macro_f1"]
+    assert rows[0]["start"] == "pretrained" and rows[0]["task"] == "finetuned_cells"
+    assert rows[0]["model"] == json.loads((run / "settings.json").read_text())["hash"]
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert (table["true"] == table["predicted"]).mean() == pytest.approx(rows[0]["value"])
+    untrained = dataclasses.replace(SHORT, start="untrained")
+    other = finetune.finetune(untrained, run, tiny_corpus, tmp_path / "other")
+    assert other[0]["finetune"] != rows[0]["finetune"]
+    before = pd.read_parquet(tmp_path / "other" / "predictions.parquet")
+    assert (before.iloc[:, 4:] != table.iloc[:, 4:]).any().any()
+    monkeypatch.setattr(classifier, "train", None)
+    assert finetune.finetune(SHORT, run, tiny_corpus, folder) == rows
+    with pytest.raises(ValueError, match="holds a fine-tuning of other settings"):
+        finetune.finetune(untrained, run, tiny_corpus, folder)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_folds_that_are_done_are_not_done_again(
+    tiny_corpus, run, tmp_path, monkeypatch, gene_table
+):
+    settings, real = genes_settings(gene_table, epochs=0.2, warmup=0.0), classifier.train
+    wanted = finetune.finetune(settings, run, tiny_corpus, tmp_path / "whole")
+    calls = []
+
+    def train(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(classifier, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(settings, run, tiny_corpus, tmp_path / "cut")
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["fold-1.npz", "settings.json"]
+    assert finetune.finetune(settings, run, tiny_corpus, tmp_path / "cut") == wanted
+    assert len(calls) == 4
+
+
+def test_runs_that_do_not_fit_are_refused(tiny_corpus, run, tmp_path):
+    with pytest.raises(ValueError, match="no settings.json; --run must be"):
+        finetune.finetune(SHORT, tmp_path, tiny_corpus, tmp_path / "tuned")
+    genes = dataclasses.replace(
+        tiny_corpus.vocabulary, medians=2 * tiny_corpus.vocabulary.medians
+    )
+    with pytest.raises(ValueError, match="was trained with vocabulary .* data.vocabulary="):
+        other = dataclasses.replace(tiny_corpus, vocabulary=genes)
+        finetune.finetune(SHORT, run, other, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
+
+
+@pytest.mark.slow
+def test_the_entry_point_builds_the_cells_in_the_runs_vocabulary(run, tiny_corpus, tmp_path):
+    h5ad = tiny_corpus.manifest["files"][0]["path"]
+
+    def call(config, *arguments):
+        fixed = "--config", f"configs/{config}.py", f"--run={run}", f"--workdir={tmp_path / 'w'}"
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.finetune", *fixed, *arguments],
+            cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True,
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        )  # fmt: skip
+
+    few = f"--config.data.h5ad={h5ad}", "--config.finetune.warmup=2"
+    short = "--config.finetune.epochs=0.3"
+    wrong = call("finetune_cell_types", *few, short, "--config.data.cell_type=kind")
+    assert wrong.returncode == 2 and "no column 'kind'" in wrong.stderr
+    found = call("finetune_cell_types", *few, short)
+    assert found.returncode == 0, found.stderr
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert rows[0]["name"] == "accuracy" and 0 <= rows[0]["value"] <= 1
+    assert call("finetune_cell_types", *few, short).stdout == found.stdout
+    none = call("quickstart", *few[:1])
+    assert none.returncode == 2 and "no part 'finetune'" in none.stderr
