@@ -207,20 +207,20 @@ class _Table:
 
     def add(self, name: str, value_S: np.ndarray, n: int, of: str = "", note: str = "") -> None:
         """A score from its value over all cells and over each resample's, as Bootstrap.score."""
-        note = "; ".join(filter(None, [note, self._note]))
         value, draws = value_S[0], value_S[1:][np.isfinite(value_S[1:])]
-        own = {"n": n, "of": str(of), "split": self._split, "note": note}
         low = high = None
-        if not np.isfinite(value):
-            value = None
-        else:
-            value = float(value)
-            if len(draws) >= LEVEL * DRAWS:
-                low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-                own["interval"] = self._bootstrap.interval
-            else:
-                own["note"] = "; ".join(filter(None, [note, "too few cells for an interval"]))
-        self.scores.append(Score(self._prefix + name, value, low, high, **own))
+        interval = few = ""
+        if np.isfinite(value) and len(draws) >= LEVEL * DRAWS:
+            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+            interval = self._bootstrap.interval
+        elif np.isfinite(value):
+            few = "too few cells for an interval"
+        self.scores.append(
+            Score(
+                self._prefix + name, float(value) if np.isfinite(value) else None, low, high, n,
+                str(of), interval, self._split, "; ".join(filter(None, [note, few, self._note])),
+            )
+        )  # fmt: skip
 
     def nothing(self, name: str, note: str) -> None:
         self.add(name, np.full(1, np.nan), 0, note=note)
