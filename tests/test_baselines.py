@@ -1,10 +1,14 @@
 """Plain representations: formulas by hand, scanpy's own selection, few and empty cells."""
 
+import sys
+
 import anndata
 import numpy as np
 import pytest
 import scanpy
 from scipy import sparse
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 
 from scaling.evaluate import baselines
 
@@ -177,3 +181,68 @@ def test_refusals_say_what_is_wrong():
     for constant in (np.zeros((4, 3), np.int32), np.ones((4, 3), np.int32)):
         with pytest.raises(ValueError, match="none of 3 genes varies over the 4 fitting cells"):
             baselines.fit_hvg(sparse.csr_matrix(constant))
+
+
+def two_batches(n_cells: int = 240):
+    """Two types in two batches; the second batch is sequenced with some genes three times over."""
+    rng = np.random.default_rng(4)
+    type_N, batch_N = rng.integers(0, 2, (2, n_cells))
+    mean_NxG = np.full((n_cells, 300), 1.0)
+    mean_NxG[type_N == 1, :60] *= 4
+    mean_NxG[batch_N == 1, 60:120] *= 3
+    batch = np.array(["first", "second"])[batch_N]
+    return sparse.csr_matrix(rng.poisson(mean_NxG).astype(np.int32)), type_N, batch
+
+
+def test_harmony_removes_the_batch_and_leaves_the_types():
+    counts_NxG, type_N, batch = two_batches()
+    corrected = baselines.fit_harmony(counts_NxG, None, batch, seed=0)
+    before = baselines.apply_pca(baselines.fit_pca(counts_NxG), counts_NxG)
+    assert corrected.shape == before.shape == (240, 50) and corrected.dtype == np.float32
+
+    def apart(x_NxD, side_N):
+        """Distance of the means of the sides over the spread within them."""
+        means = [x_NxD[side_N == side].mean(0) for side in np.unique(side_N)]
+        return np.linalg.norm(means[0] - means[1]) / x_NxD.std(0).max()
+
+    assert apart(corrected, batch) < 0.75 * apart(before, batch)
+    assert apart(corrected, type_N) > apart(before, type_N) > 1
+    again = baselines.fit_harmony(counts_NxG, None, batch, seed=0)
+    assert (again == corrected).all()
+
+
+@pytest.mark.slow
+def test_harmony_mixes_the_technologies_of_real_cells(real_data):
+    cells = anndata.read_h5ad(real_data / "pbmc_3_technologies.h5ad")
+    counts_NxG = sparse.csr_matrix(cells.X)
+    batch, types = (cells.obs[name].to_numpy(str) for name in ("batch", "cell_type"))
+    before = baselines.apply_pca(baselines.fit_pca(counts_NxG), counts_NxG)
+    after = baselines.fit_harmony(counts_NxG, None, batch, seed=0)
+
+    def named(x_NxD, names):
+        return cross_val_score(KNeighborsClassifier(15), x_NxD, names, cv=3).mean()
+
+    assert named(before, batch) > 0.95 and named(after, batch) < 0.55
+    assert named(after, types) > 0.98
+
+
+@pytest.mark.parametrize("fit", [
+    lambda counts, batch: baselines.fit_harmony(counts, None, batch, seed=0),
+    lambda counts, batch: baselines.fit_scvi(counts, batch, seed=0),
+])  # fmt: skip
+def test_corrections_need_two_batches_and_one_for_each_cell(fit):
+    counts_NxG, _, batch = two_batches(40)
+    for given, message in (
+        (np.full(40, "one"), "1 batches named for 40 of 40"),
+        (np.where(np.arange(40) < 3, "", batch), "2 batches named for 37 of 40"),
+        (batch[:9], "named for 9 of 40"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(counts_NxG, given)
+
+
+def test_scvi_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scvi", None)
+    counts_NxG, _, batch = two_batches(40)
+    with pytest.raises(ValueError, match=r"scaling\[scvi\]"):
+        baselines.fit_scvi(counts_NxG, batch, seed=0)

@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 TARGET_TOTAL = 1e4
+HARMONY_PENALTY = 1.0
 SCVI_LAYERS, SCVI_LATENT = 2, 30  # Kedzierska et al. (Genome Biology 2025)
 
 
@@ -162,10 +163,10 @@ def fit_harmony(
 ) -> np.ndarray:
     """Principal components of the cells to be scored, corrected for their batches by Harmony.
 
-    Korsunsky et al., Nature Methods 2019, as harmonypy 2 runs it (the penalty of each cluster's
-    regression estimated, as in R's harmony 2; it was 1 before). Transductive, unlike a pretrained
-    model: both the components and the correction are fitted on the scored cells and told their
-    batches, so there is nothing to apply to other cells. It is told no label.
+    Korsunsky et al., Nature Methods 2019, with its ridge penalty of 1, which published benchmarks
+    used; harmonypy 2 would estimate one per cluster and correct less. Transductive, unlike a
+    pretrained model: the components and the correction are fitted on the scored cells and told
+    their batches (no labels), so that there is nothing to apply to other cells.
 
     Args:
       counts_NxG, total_N: of the cells to be integrated; as for log_normalise.
@@ -182,8 +183,9 @@ def fit_harmony(
     pca = fit_pca(counts_NxG, total_N)
     before_NxD = apply_pca(pca, counts_NxG, total_N).astype(np.float64)
     corrected = harmonypy.run_harmony(
-        before_NxD, pd.DataFrame({"batch": batch}), "batch", verbose=False, random_state=seed
-    )
+        before_NxD, pd.DataFrame({"batch": batch}), "batch", lamb=HARMONY_PENALTY, verbose=False,
+        random_state=seed,
+    )  # fmt: skip
     return np.asarray(corrected.Z_corr, np.float32)
 
 

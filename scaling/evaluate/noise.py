@@ -1,12 +1,9 @@
 """A fitted classifier + test cells -> its scores as counts are noised or thinned; their picture.
 
 Weights and probe stay as fitted on clean training cells; only the counts of test cells change,
-before anything is computed from them. Every draw depends on (seed, cell id) alone, so that all
-models and checkpoints see the same cells changed in the same way.
+before anything is computed from them.
 """
 
-import dataclasses
-import hashlib
 import os
 import pathlib
 import warnings
@@ -28,11 +25,11 @@ from tqdm import tqdm
 
 from scaling.corpus import subsets
 from scaling.evaluate.intervals import Bootstrap, Score
+from scaling.evaluate.noisy_counts import Cells, add_noise, thin
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)  # of the cells noised
 KEPT = (1.0, 0.5, 0.2, 0.1, 0.05)  # of each cell's counts
 CHUNK_CELLS = 256  # noised at a time, with a value for each gene
-STEP = 2.0**-20  # of noised values, so that their sums are exact in any order
 ITERATIONS = 5_000
 # Okabe-Ito colours: apart for the colour-blind; markers keep the lines apart in grey.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"
@@ -41,78 +38,6 @@ PANELS = {"accuracy": "Accuracy (share of cells)", "macro_f1": "Macro-F1 (mean o
 
 Represent = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]
 Classify = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """Test cells: CSR raw counts [N, G], totals over all measured genes, and one name each.
-
-    `labels` are "" where unknown: those cells are left out of all scores. `donors` may be None.
-    """
-
-    counts: sparse.csr_matrix
-    total: np.ndarray
-    labels: np.ndarray
-    ids: np.ndarray
-    donors: np.ndarray | None = None
-
-    def __getitem__(self, rows: np.ndarray) -> "Cells":
-        parts = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Cells(*(None if part is None else part[rows] for part in parts))
-
-
-def add_noise(cells: Cells, *, sd: float, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Counts plus Gaussian noise, a draw for each gene of each cell; negatives become 0.
-
-    Zeros are noised too, so about half of all genes are expressed afterwards: Atti & Subramaniam
-    (2025) add noise to the expression matrix. What becomes of negative values they do not say.
-
-    Args:
-      cells: their noise depends on (seed, id) and the number of genes.
-      sd: of the noise, in counts.
-
-    Returns:
-      CSR float64 [N, G] without stored zeros, of multiples of 2^-20 and so no integers; totals,
-      float64 [N], those before plus what the noise added.
-    """
-    rows = []
-    for counts_1xG, name in zip(cells.counts, cells.ids, strict=True):
-        noise_G = _draws(seed, name).normal(0.0, sd, cells.counts.shape[1])
-        values_G = np.round((counts_1xG.toarray()[0] + noise_G) / STEP) * STEP
-        rows.append(sparse.csr_matrix(np.maximum(values_G, 0.0)))
-    noised_NxG = sparse.vstack(rows, format="csr")
-    return noised_NxG, cells.total - _sums(cells.counts) + _sums(noised_NxG)
-
-
-def thin(cells: Cells, *, kept: float, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Keeps each single molecule with the same chance (binomial thinning), as at lower depth.
-
-    Args:
-      cells: their draws depend on (seed, id, kept); counts outside of the genes given, as many as
-        the totals exceed the sums by, are thinned too.
-      kept: the chance, 0 to 1.
-
-    Returns:
-      CSR int64 [N, G] without stored zeros; totals, int64 [N].
-    """
-    counts_NxG = sparse.csr_matrix(cells.counts, dtype=np.int64, copy=True)
-    outside_N = np.asarray(cells.total).astype(np.int64) - _sums(counts_NxG).astype(np.int64)
-    for i, name in enumerate(cells.ids):
-        rng = _draws(seed, f"{name}\0{kept}")
-        at = slice(counts_NxG.indptr[i], counts_NxG.indptr[i + 1])
-        counts_NxG.data[at] = rng.binomial(counts_NxG.data[at], kept)
-        outside_N[i] = rng.binomial(outside_N[i], kept)
-    counts_NxG.eliminate_zeros()
-    return counts_NxG, outside_N + _sums(counts_NxG).astype(np.int64)
-
-
-def _draws(seed: int, name: str) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-
-
-def _sums(counts_NxG: sparse.csr_matrix) -> np.ndarray:
-    return np.asarray(counts_NxG.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def fit_probe(
@@ -307,14 +232,12 @@ def draw(results: dict[str, list[Score]], path: pathlib.Path, *, title: str) -> 
     Raises:
       ValueError: no scores, scores of both kinds, or more models than there are colours.
     """
-    kinds = {
-        s.of.partition(" % of ")[2] for scores in results.values() for s in scores
-        if s.name in PANELS
-    }  # fmt: skip
+    rows = [s for scores in results.values() for s in scores if s.name in PANELS]
+    kinds = sorted({score.of.partition(" % of ")[2] for score in rows})
     if len(kinds) != 1 or len(results) > len(COLOURS):
         raise ValueError(
-            f"scores of {len(results)} models against {sorted(kinds) or 'nothing'}: give those of "
-            f"one question, of at most {len(COLOURS)} models"
+            f"scores of {len(results)} models against {kinds or 'nothing'}: give those of one "
+            f"question, of at most {len(COLOURS)} models"
         )
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 4.1), layout="constrained")
     for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
@@ -326,12 +249,12 @@ def draw(results: dict[str, list[Score]], path: pathlib.Path, *, title: str) -> 
             ).T
             axis.plot(x, value, color=colour, marker=marker, ms=5, lw=1.6, label=model)
             axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        axis.set_xlabel(f"% of {kinds.copy().pop()}")
+        axis.set_xlabel(f"% of {kinds[0]}")
         axis.set_ylabel(label)
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.25, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        if "kept" in kinds.copy().pop():
+        if kinds[0] == "counts kept":
             axis.set_xscale("log")
             axis.set_xticks(x, [f"{share:g}" for share in x])
             axis.minorticks_off()
@@ -340,7 +263,9 @@ def draw(results: dict[str, list[Score]], path: pathlib.Path, *, title: str) -> 
             axis.set_xticks(x)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    handles[0].append(plt.Rectangle((0, 0), 1, 1, color="#555555", alpha=0.25, lw=0))
+    handles[1].append("95 % interval")
+    figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, dpi=140, format="png")
     plt.close(figure)

@@ -84,7 +84,8 @@ def _positive(counts_NxG: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def _chunks(counts_NxG: sparse.csr_matrix, desc: str) -> Iterator[tuple]:
     """(rows, scores above a zero's, scores of a zero), some cells at a time."""
-    for start in tqdm(range(0, counts_NxG.shape[0], CHUNK_CELLS), desc=desc, leave=False):
+    starts = range(0, counts_NxG.shape[0], CHUNK_CELLS)
+    for start in tqdm(starts, desc=desc, leave=False, disable=len(starts) < 2):
         rows = slice(start, min(start + CHUNK_CELLS, counts_NxG.shape[0]))
         yield rows, *normal_scores(counts_NxG[rows])
 
