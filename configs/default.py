@@ -116,7 +116,9 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.stimulus = ml_collections.ConfigDict()
     evaluate.ontology = ""  # OBO file of the Cell Ontology, for ontology
     evaluate.ontology_labels = ""  # CSV: label, term; "" is the table that comes along
-    evaluate.gene_labels = ""  # CSV files of labelled genes, separated by commas, for gene_sets
+    # {name: {"path": CSV, "positive": column, "negative": column} of two lists of genes, or
+    # {"path": CSV, "gene": column, "flags": columns} of a row per gene}, for gene_sets
+    evaluate.gene_labels = ml_collections.ConfigDict()
     evaluate.gene_sets = ""  # GMT file, for gene_sets
 
     config.study = study = ml_collections.ConfigDict()

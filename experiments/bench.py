@@ -10,8 +10,10 @@ from absl import app, flags
 
 from configs import default, quickstart
 from kernels.cab import bench, shapes
+from scaling import prepare
 from scaling.corpus import bench_report
 from scaling.corpus.bench import Cells
+from scaling.evaluate import bench as embedding
 from scaling.pretrain import whole_steps
 from scaling.pretrain.bench import corpora, one_cell, steps
 from scaling.settings import Settings
@@ -39,14 +41,11 @@ def main(arguments: list[str]) -> None:
     if len(arguments) == 3:
         print(json.dumps(bench.memory(groups[arguments[1]][arguments[2]])))
         return
-    from scaling import study  # not above: its packages would weigh in each memory measured
-    from scaling.evaluate import bench as embedding
-
     path = pathlib.Path(OUT.value)
     cells = Cells(path.with_suffix(".cells"), H5AD.value, CORPUS_CELLS.value, first.data)
-    rows = whole_steps.rows(models, genes, count, study.corpus_of, cells.folder, rounds)
+    rows = whole_steps.rows(models, genes, count, prepare.corpus_of, cells.folder, rounds)
     embedded = dataclasses.replace(first, data=dataclasses.replace(first.data, h5ad=H5AD.value))
-    of_cells = functools.partial(study.corpus_of, embedded, cells.folder / "embedded")
+    of_cells = functools.partial(prepare.corpus_of, embedded, cells.folder / "embedded")
     rows |= embedding.rows("gf-v1-10m", dataclasses.asdict(first.run.model), of_cells, rounds)
     rows |= corpora(cells, first.run, rounds, [int(size) for size in MEMORY_CELLS.value])
     titles = [title for title in (*groups, *rows) if ONLY.value in title]

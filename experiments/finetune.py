@@ -7,7 +7,7 @@ import pathlib
 from absl import flags
 
 from experiments.launch import launch
-from scaling import study
+from scaling import prepare
 from scaling.evaluate import finetune
 from scaling.settings import Settings
 
@@ -22,7 +22,7 @@ def main(settings: Settings, workdir: pathlib.Path) -> str:
     words = settings.data.vocabulary or str(finetune.vocabulary_of(run))
     data = dataclasses.replace(settings.data, vocabulary=words)
     settings = dataclasses.replace(settings, data=data)
-    corpus = study.corpus_of(settings, workdir, CORPUS.value)
+    corpus = prepare.corpus_of(settings, workdir, CORPUS.value)
     rows = finetune.finetune(asked, run, corpus, workdir / "finetune")
     return "\n".join(json.dumps(row) for row in rows)
 

@@ -11,7 +11,7 @@ import sys
 from absl import flags
 
 from experiments.launch import launch
-from scaling import provenance, study
+from scaling import prepare, provenance
 from scaling.pretrain import sweep
 from scaling.settings import Settings
 
@@ -21,7 +21,7 @@ RATES = flags.DEFINE_list("rates", "2.5e-4,5e-4,1e-3,2e-3,4e-3".split(","), "lea
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Trains into workdir/runs; writes workdir/learning-rate.json and .png."""
-    corpus = study.corpus_of(settings, workdir)
+    corpus = prepare.corpus_of(settings, workdir)
     widths, rates = list(map(int, WIDTHS.value)), list(map(float, RATES.value))
     rows = sweep.sweep(settings.run, corpus, widths, rates, workdir / "runs")
     record = {

@@ -10,7 +10,7 @@ import sys
 from absl import flags
 
 from experiments.launch import launch
-from scaling import study
+from scaling import prepare
 from scaling.pretrain import hosts, loop
 from scaling.settings import Settings
 
@@ -20,9 +20,9 @@ PROFILE = flags.DEFINE_integer("profile", 0, "trace so many steps to run/profile
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Trains into workdir/run, on a given corpus or on workdir/corpus."""
-    corpus = hosts.one_by_one(lambda: study.corpus_of(settings, workdir, CORPUS.value))
+    corpus = hosts.one_by_one(lambda: prepare.corpus_of(settings, workdir, CORPUS.value))
     if hosts.first():
-        print(study.describe(corpus), file=sys.stderr)
+        print(prepare.describe(corpus), file=sys.stderr)
     done = loop.pretrain(settings.run, corpus, workdir / "run", PROFILE.value)
     return json.dumps(done, indent=1)
 

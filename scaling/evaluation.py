@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from scaling import provenance, study
+from scaling import prepare, provenance, study
 from scaling.evaluate.held_out import all_held_out
 from scaling.pretrain import loop, step
 from scaling.settings import Settings
@@ -42,7 +42,7 @@ def evaluate(
       The headline scores as a table of text, and where the rest is.
     """
     loop.run_and_step(checkpoint)  # refuses what it can before a corpus is built
-    corpus = study.corpus_of(settings, workdir, built)
+    corpus = prepare.corpus_of(settings, workdir, built)
     held_out = all_held_out(corpus, settings.evaluate)
     out = workdir / "scores"
     pool = np.flatnonzero(corpus.obs["split"] == "pool")

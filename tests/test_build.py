@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scaling import study
+from scaling import prepare
 from scaling.corpus import build, readers, subsets
 from scaling.corpus.vocabulary import Vocabulary
 
@@ -255,7 +255,7 @@ def test_the_report_says_what_became_of_genes_and_cells(tmp_path):
     assert file["counts"] == counts[:28].sum()
     covered = counts[:28, [1, 2, 3]].sum() / counts[:28].sum()
     assert file["counts_covered"] == pytest.approx(covered, rel=1e-12)
-    printed = study.describe(corpus)
+    printed = prepare.describe(corpus)
     assert "3 of 6 genes" in printed and "without an id: 1, summed with others: 2;" in printed
     assert "2 cells by filter or draw, 3 without genes of the vocabulary (1 without" in printed
 

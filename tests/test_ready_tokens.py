@@ -11,7 +11,8 @@ from scaling.corpus import build, pieces, readers, ready_tokens, subsets
 from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import scores
-from scaling.evaluate.held_out import EvaluateSettings, held_out_sets
+from scaling.evaluate.held_out import EvaluateSettings, all_held_out
+from scaling.evaluate.representations import Representation
 
 datasets = pytest.importorskip("datasets", reason="pip install 'scaling[datasets]'")
 
@@ -213,12 +214,11 @@ def test_scores_that_need_counts_are_left_out(tmp_path):
     path = _saved(tmp_path / "set", cells, **kinds)
     corpus = _built(path, tmp_path, cell_type="kind", batch="lane", held_out=0.8)
     settings = EvaluateSettings(-2, 100, (), 0)
-    sets = held_out_sets(corpus, settings)
-    held_out = [scores.HeldOut(corpus, name, rows, settings) for name, rows in sets.items()]
+    held_out = all_held_out(corpus, settings)
     pool = np.flatnonzero(corpus.obs["split"] == "pool")
-    assert scores.baseline_rows(corpus, pool, held_out) == {}
+    assert study.baseline_rows(corpus, pool, held_out) == {}
     known = np.random.default_rng(0).normal(size=(len(held_out[0].rows), 4))
-    rows = held_out[0].embedding_rows(known)
+    rows = scores.rows_of_representation(Representation(lambda _: known), held_out[0])
     mixing = [row for row in rows if row["task"] == "batch_mixing"]
     assert {row["value"] for row in mixing} == {None} and "have no counts" in mixing[0]["note"]
     assert all(row["value"] is not None for row in rows if row["task"] == "cell_types")

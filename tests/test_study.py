@@ -13,13 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import blood, default, genecorpus_1m, quickstart, smoke
-from scaling import study
-from scaling.analyse import report
+from scaling import prepare, study
+from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed, scores
-from scaling.evaluate.held_out import held_out_sets
+from scaling.evaluate.held_out import HeldOut, all_held_out, held_out_sets
+from scaling.evaluate.representations import Representation
 from scaling.pretrain import loop, step
 from scaling.pretrain.model import RankEncoder
 from scaling.pretrain.writer import read_rows
@@ -68,6 +69,17 @@ def test_every_model_and_floor_has_its_scores(table):
     assert table[table["value"].isna()]["note"].str.len().gt(0).all()
 
 
+def test_scores_have_intervals_and_say_what_was_scored(table):
+    whole = table[(table["of"] == "") & table["value"].notna()]
+    without = whole[whole["low"].isna()]
+    assert set(without["score"]) <= {"coverage", "entropy_ratio"}, set(without["score"])
+    within = whole[whole["low"].notna()]
+    assert ((within["low"] <= within["high"]) & (within["interval"] != "")).all()
+    assert table.groupby("dataset")["dataset_hash"].nunique().eq(1).all()
+    assert (table["of"] != "").any()
+    assert trends.tidy(table)["of"].eq("").all()
+
+
 def test_known_genes_are_never_predicted_from_q_but_are_from_p(table):
     repeats = table[(table["score"] == "repeat_unmasked") & table["read_from"].notna()]
     by_reading = repeats.groupby("read_from")["value"].max()
@@ -111,7 +123,7 @@ def test_cells_simulated_with_other_settings_are_not_taken(done):
     config = small_config()
     config.simulation.depth = 500.0
     with pytest.raises(ValueError, match="simulated with other settings"):
-        study.corpus_of(Settings.from_config(config), done[0])
+        prepare.corpus_of(Settings.from_config(config), done[0])
 
 
 def test_a_killed_study_goes_on_with_what_is_left(tmp_path, monkeypatch, done):
@@ -222,11 +234,8 @@ def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):
     config = small_config()
     config.simulation.seed = 1
     settings = Settings.from_config(config)
-    other = study.corpus_of(settings, tmp_path)
-    held_out = [
-        scores.HeldOut(other, name, rows, settings.evaluate)
-        for name, rows in held_out_sets(other, settings.evaluate).items()
-    ]
+    other = prepare.corpus_of(settings, tmp_path)
+    held_out = all_held_out(other, settings.evaluate)
     with pytest.raises(ValueError, match="was trained with vocabulary .* data.vocabulary="):
         study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)
 
@@ -254,7 +263,8 @@ def test_cells_too_few_for_a_probe_get_a_note_instead_of_a_score(done):
     corpus = Corpus.open(done[0] / "corpus")
     settings = Settings.from_config(small_config()).evaluate
     four = np.flatnonzero(corpus.obs["split"] == "held_out")[:4]
-    rows = scores.HeldOut(corpus, "few", four, settings).embedding_rows(np.eye(4, 3))
+    data, given = HeldOut(corpus, "few", four, settings), Representation(lambda _: np.eye(4, 3))
+    rows = scores.rows_of_representation(given, data)
     assert {row["value"] for row in rows} == {None}
     said = {row["task"]: row["note"] for row in rows}
     assert "to fit on" in said["cell_types"] and "15 needed" in said["batch_mixing"]

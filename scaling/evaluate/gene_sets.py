@@ -57,6 +57,28 @@ def read_flags(path: str | pathlib.Path, gene: str, *flags: str) -> dict[str, bo
     return labels
 
 
+def read_labels(path: str | pathlib.Path, **columns) -> dict[str, bool]:
+    """Labels of genes from a CSV file of either layout.
+
+    Args:
+      path: of the file.
+      columns: `positive` and `negative`, of `read_two_lists`; or `gene` and `flags` (a name or
+        several), of `read_flags`.
+
+    Raises:
+      ValueError: other columns are asked for, or as those do.
+    """
+    if set(columns) == {"positive", "negative"}:
+        return read_two_lists(path, **columns)
+    if set(columns) == {"gene", "flags"}:
+        flags = columns["flags"]
+        return read_flags(path, columns["gene"], *([flags] if isinstance(flags, str) else flags))
+    raise ValueError(
+        f"{path}: columns {sorted(columns)}; give positive and negative, two lists of genes, or "
+        "gene and flags, one row per gene"
+    )
+
+
 def read_gmt(path: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
     """Gene sets by name from a GMT file: a set per line, name, description, genes, by tabs.
 

@@ -34,7 +34,7 @@ class EvaluateSettings:
       stimulus: {data set: (control, stimulated)}, two of its batches, for "perturbation".
       ontology: path of the Cell Ontology's OBO file, for "ontology"; "" for none.
       ontology_labels: CSV file with the columns label, term; "" for the table that comes along.
-      gene_labels: CSV files of labelled genes, for "gene_sets"; separated by commas.
+      gene_labels: {name: the arguments of `gene_sets.read_labels`}, for "gene_sets".
       gene_sets: GMT file, for "gene_sets"; "" for none.
     """
 
@@ -48,7 +48,7 @@ class EvaluateSettings:
     stimulus: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     ontology: str = ""
     ontology_labels: str = ""
-    gene_labels: str = ""
+    gene_labels: dict[str, dict] = dataclasses.field(default_factory=dict)
     gene_sets: str = ""
 
     def __post_init__(self):

@@ -25,13 +25,13 @@ class Representation:
       embed: held-out cells of a data set -> float32 [N, D].
       of_counts: CSR counts over the corpus's genes, totals -> float32 [N, D]; NaN for a cell that
         has no gene. None where there is none but for the cells fitted on.
-      genes: held-out cells -> float32 [genes of the corpus, D], NaN where they have none; None
-        where genes have no embedding.
+      genes: held-out cells -> by kind, float32 [genes of the corpus, D], NaN where they have none;
+        None where genes have no embedding.
     """
 
     embed: Callable[[HeldOut], np.ndarray]
     of_counts: Callable[[sparse.csr_matrix, np.ndarray], np.ndarray] | None = None
-    genes: Callable[[HeldOut], np.ndarray] | None = None
+    genes: Callable[[HeldOut], dict[str, np.ndarray]] | None = None
 
 
 def of_model(
@@ -51,9 +51,11 @@ def of_model(
         found[lengths_N == 0] = np.nan
         return found
 
-    def genes(data: HeldOut) -> np.ndarray:
+    def genes(data: HeldOut) -> dict[str, np.ndarray]:
         tokens = [corpus.tokens(data.rows, model.length)]
-        return embed.embed_genes(params, model, layer, tokens)[0][special:]
+        contextual = embed.embed_genes(params, model, layer, tokens)[0]
+        table = np.asarray(params["embedding"], np.float32)
+        return {"in cells": contextual[special:], "input table": table[special:]}
 
     return Representation(
         lambda data: embed.embed_corpus(params, model, layer, corpus, data.rows, pool),
@@ -68,7 +70,8 @@ def fit_baselines(corpus: Corpus, rows: np.ndarray, names: tuple[str, ...]) -> d
     Args:
       corpus: built corpus.
       rows: the training cells.
-      names: of FITTED; and of TRANSDUCTIVE, which are fitted to the cells that they embed.
+      names: of FITTED; and of TRANSDUCTIVE, which are fitted to the cells that they embed. Others
+        are no representations and left out.
 
     Returns:
       {name: Representation}; without those of FITTED where the training cells have no counts.
@@ -84,15 +87,25 @@ def fit_baselines(corpus: Corpus, rows: np.ndarray, names: tuple[str, ...]) -> d
             fitted = parameter_free.fit(counts, corpus.obs["cell_type"].to_numpy(str)[rows])
             apply = functools.partial(_by_ranks, fitted)
         elif name == "pca":
-            apply = functools.partial(baselines.apply_pca, baselines.fit_pca(counts, totals))
+            fitted = baselines.fit_pca(counts, totals)
+            apply = functools.partial(baselines.apply_pca, fitted)
+            genes = functools.partial(_loadings, fitted)
         else:
             apply = functools.partial(baselines.apply_hvg, baselines.fit_hvg(counts, totals))
-        found[name] = Representation(functools.partial(_of_cells, apply), apply)
-    return {name: found[name] for name in names}
+        found[name] = Representation(
+            functools.partial(_of_cells, apply), apply, genes if name == "pca" else None
+        )
+    return {name: found[name] for name in names if name in found}
 
 
 def _by_ranks(fitted, counts_NxG: sparse.csr_matrix, totals_N: np.ndarray) -> np.ndarray:
     return parameter_free.apply(fitted, counts_NxG)
+
+
+def _loadings(pca: baselines.Pca, data: HeldOut) -> dict[str, np.ndarray]:
+    found = np.full((pca.hvg.genes_measured, len(pca.components_DxG)), np.nan, np.float32)
+    found[pca.hvg.genes] = pca.components_DxG.T
+    return {"loadings": found}
 
 
 def _of_cells(apply: Callable, data: HeldOut) -> np.ndarray:

@@ -14,6 +14,7 @@ from scaling.evaluate import (
     cell_types,
     classifiers,
     confusion,
+    gene_sets,
     label_scores,
     masked_genes,
     noise,
@@ -198,9 +199,9 @@ class _Examined:
         if data.name in data.settings.no_batch_mixing:
             return []
         known = (data.labels != "") & (data.batches != "")
-        few = known.sum() < batch_mixing.FEWEST
+        few = known.sum() < batch_mixing.NEIGHBOURS
         if few or data.counts is None:
-            need = f"a label and a batch, {batch_mixing.FEWEST} needed" if few else "no counts"
+            need = f"a label and a batch, {batch_mixing.NEIGHBOURS} needed" if few else "no counts"
             return _none(batch_mixing.NAMES, f"{known.sum()} cells have {need}")
         labels, batches = data.labels[known], data.batches[known]
         x_NxD = self._embedding[known]
@@ -236,7 +237,7 @@ class _Examined:
         found = onto_rwr.graph_agreement(
             self._embedding, data.labels, terms, table, batches=data.batches, **told
         )
-        found += roughness.rogi(self._embedding, data.labels, seed=seed)
+        found += roughness.roughness(self._embedding, data.labels, **told)
         if self._split.reason:
             return found + _none(["lcad", "lcad_path"], self._split.reason)
         true, donors = data.labels[self._split.test], data.donors[self._split.test]
@@ -249,7 +250,22 @@ class _Examined:
         return found
 
     def gene_sets(self) -> list[Score]:
-        return []
+        data, settings = self._data, self._data.settings
+        if self._representation.genes is None or data.counts is None:
+            return []
+        expression = gene_sets.expression_baseline(data.counts, data.totals)
+        genes, found = np.array(data.corpus.vocabulary.genes), []
+        labels = {n: gene_sets.read_labels(**of) for n, of in settings.gene_labels.items()}
+        sets = gene_sets.read_gmt(settings.gene_sets) if settings.gene_sets else {}
+        seed = settings.seed
+        for kind, embedding in self._representation.genes(data).items():
+            asked = embedding, genes
+            for name, of_genes in labels.items():
+                of = f"{name}, {kind}"
+                found += gene_sets.label_auroc(*asked, of_genes, expression, of=of, seed=seed)
+            if sets:
+                found += gene_sets.set_auroc(*asked, sets, expression, of=kind, seed=seed)
+        return found
 
     def _draw(self, what: str, draw: Callable, *arguments, **options) -> None:
         if self._pictures is not None:
