@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_build import SETTINGS, _counts, _write
 
+from scaling import study
 from scaling.corpus import build, pieces, readers, ready_tokens, subsets
 from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
