@@ -136,6 +136,12 @@ def test_every_score_has_its_probe_split_and_donors():
     lacking = found["knn_absent_from_pretraining_accuracy", ""]
     assert lacking.n == np.isin(labels[150:], ["type 0", "type 2"]).sum()
     assert found["logistic_recall", "type 2"].n == (labels[150:] == "type 2").sum()
+    seen = labels[:150] != "type 2"
+    scores = cell_types.probe(
+        x_NxD[:150][seen], labels[:150][seen], x_NxD[150:], labels[150:], seed=0
+    )
+    absent = next(s for s in scores if s.name == "knn_absent_from_reference_accuracy")
+    assert (absent.value, absent.n) == (0.0, (labels[150:] == "type 2").sum())
 
 
 def test_without_test_cells_there_is_no_value():

@@ -68,6 +68,7 @@ def test_a_test_cell_is_named_the_same_whatever_is_tested_beside_it(fitted):
     for name, classifier in fitted.items():
         alone, found = classifier.predict(counts, None), classifier.predict(beside, None)
         assert alone.labels[:50].tolist() == found.labels[:50].tolist()
+        assert classifier.predict(counts[:1], None).labels[0] == alone.labels[0]
         if name != "svm":
             np.testing.assert_allclose(
                 alone.probabilities[:50], found.probabilities[:50], atol=1e-6

@@ -9,10 +9,10 @@ from scaling.evaluate import confusion
 
 def test_rows_by_size_and_columns_in_their_order():
     true = np.array(["b"] * 3 + ["a"] * 2 + ["c"] * 5)
-    named = np.array(["b", "b", "a"] + ["z", "a"] + ["c"] * 4 + ["y"])
+    named = np.array(["b", "a", "a"] + ["z", "a"] + ["c"] * 4 + ["y"])
     rows, columns, counts = confusion._table(true, named)
     assert rows == ["c", "b", "a"] and columns == ["c", "b", "a", "y", "z"]
-    assert counts.tolist() == [[4, 0, 0, 1, 0], [0, 2, 1, 0, 0], [0, 0, 1, 0, 1]]
+    assert counts.tolist() == [[4, 0, 0, 1, 0], [0, 1, 2, 0, 0], [0, 0, 1, 0, 1]]
 
 
 @pytest.mark.parametrize("classes", [1, 13, 90])

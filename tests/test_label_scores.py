@@ -148,7 +148,8 @@ def test_a_single_class():
 def test_types_that_the_reference_or_pretraining_lack():
     true = np.array(["a"] * 6 + ["b"] * 3 + ["new"] * 2 + ["other"])
     named = np.array(["a"] * 5 + ["b"] * 2 + ["a"] * 2 + ["b", "a"] + ["a"])
-    p = np.where(named[:, None] == np.array(["a", "b"]), 0.75, 0.25)
+    sure = np.repeat([0.75, 0.9], [9, 3])[:, None]
+    p = np.where(named[:, None] == np.array(["a", "b"]), sure, 1 - sure)
     found = by_name(
         score_labels(
             true, Predictions(named, np.array(["a", "b"]), p), train_labels=["a", "b", "z"],
@@ -158,7 +159,7 @@ def test_types_that_the_reference_or_pretraining_lack():
     absent = found["absent_from_reference_accuracy"]
     assert (absent.value, absent.n) == (0.0, 3)
     assert absent.note == "3 of 12 test cells, 2 types: new, other"
-    assert found["absent_from_reference_confidence"].value == pytest.approx(0.75)
+    assert found["absent_from_reference_confidence"].value == pytest.approx(0.9)
     assert found["absent_from_reference_confidence"].n == 3
     known = found["in_reference_accuracy"]
     assert (known.value, known.n) == (pytest.approx(6 / 9), 9)
@@ -176,8 +177,8 @@ def test_types_that_the_reference_or_pretraining_lack():
     assert found["recall", "z"].value is None and found["recall", "z"].note == "no test cell"
     assert found["precision", "z"].note == "never named"
     assert found["share_difference", "z"].value == 0.0
-    # By hand: 0.0625 * 2 where right, (0.75² + 0.75²) where wrong, 0.75² + 0.25² + 1 where absent.
-    assert found["brier"].value == pytest.approx((6 * 0.125 + 3 * 1.125 + 3 * 1.625) / 12)
+    # By hand: 2 * 0.25² where right, 2 * 0.75² where wrong, 0.9² + 0.1² + 1 where absent.
+    assert found["brier"].value == pytest.approx((6 * 0.125 + 3 * 1.125 + 3 * 1.82) / 12)
 
 
 def test_rare_classes_are_those_under_one_percent_of_all_labelled_cells():
