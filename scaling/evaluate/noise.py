@@ -216,7 +216,7 @@ def _macro_f1(truth: np.ndarray, names: np.ndarray) -> Callable[[np.ndarray], np
     def statistic(weights_SxN: np.ndarray) -> np.ndarray:
         present_SxC = weights_SxN @ true_NxC > 0
         both_SxC = np.where(present_SxC, weights_SxN @ both_NxC, 1.0)
-        return (present_SxC * 2 * (weights_SxN @ hits_NxC) / both_SxC).sum(1) / present_SxC.sum(1)
+        return (2 * (weights_SxN @ hits_NxC) / both_SxC).sum(1) / present_SxC.sum(1)
 
     return statistic
 
