@@ -215,10 +215,12 @@ def test_donors_are_drawn_where_five_are_known():
     donors = np.array(list("uvwxyz"))[np.arange(len(x)) % 6]
     found = respond(z, x, cell_type, condition, donors=donors)
     assert value(found["embedding"], "r2", "a").interval == "6 donors"
-    assert value(found["embedding"], "r2").interval == "8 cell types"
+    row = value(found["embedding"], "r2")
+    assert row.interval == "8 cell types" and "6 donors, whose types" in row.note
 
 
-@pytest.mark.parametrize(("offset", "per_side"), [(1.0, 200), (0.05, 40)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("offset", "per_side"), [(1.0, 100), (0.05, 40)])
 def test_intervals_of_a_type_hold_the_score_at_its_number_of_cells(offset, per_side):
     """Root mean squared error of a prediction too large by an offset: the offset and the noise.
 

@@ -58,9 +58,9 @@ def score_changes(
     cells' noise twice, which lowers r2 and pearson and raises rmse; the interval is moved by that
     bias (mean of the resamples minus the value; Efron & Tibshirani 1993, chapter 10), so it is
     about the score at that number of cells. Where donors are unknown, cells are taken for
-    independent draws, and it is too narrow. The mean over units has an interval
-    over units, from five units on; so has its difference to the training mean's, unit by unit.
-    Units that share donors are no independent draws either.
+    independent draws, and it is too narrow. The mean over units has an interval over units, from
+    five units on; so has its difference to the training mean's, unit by unit. Units that share
+    donors are no independent draws either.
 
     Args:
       units: all with the same predictors, `training_mean` among them.

@@ -158,7 +158,7 @@ class _Screen:
         self.donors = None if donors is None else names(donors, n)
         written, which_N = np.unique(names(perturbation, n), return_inverse=True)
         cells = {}
-        for w, name in enumerate(written):
+        for w, name in enumerate(written.tolist()):
             if name:
                 genes = "+".join(sorted(set(name.split("+")) - {control}))
                 cells.setdefault(genes, []).append(np.flatnonzero(which_N == w))

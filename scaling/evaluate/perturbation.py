@@ -69,7 +69,7 @@ def stimulus_response(
     sides = (control, stimulated)
     cells = {
         name: [np.flatnonzero((cell_type == name) & (condition == side)) for side in sides]
-        for name in sorted(set(cell_type) - {""})
+        for name in sorted(set(cell_type.tolist()) - {""})
     }
     types = [name for name, rows in cells.items() if min(map(len, rows)) >= FEWEST_CELLS]
     few = [f"{name} ({len(a)} + {len(b)})" for name, (a, b) in cells.items() if name not in types]
@@ -111,7 +111,9 @@ def stimulus_response(
                 donors_N=None if donors is None else names(donors, x_NxG.shape[0])[rows],
             )
         )
-    note = joined(f"{len(genes)} genes", left_out)
+    known = 0 if donors is None else len(set(names(donors, x_NxG.shape[0])) - {""})
+    shared = f"{known} donors, whose types are no independent draws" if known else ""
+    note = joined(f"{len(genes)} genes", shared, left_out)
     return score_changes(units, genes, unit="cell types", split=split, note=note, seed=seed)
 
 
