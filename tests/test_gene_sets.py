@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from scaling.evaluate import baselines, gene_sets
+from scaling.evaluate import baselines, gene_sets, gene_tables
 
 GENES = np.array([f"g{number}" for number in range(200)])
 
@@ -31,7 +31,7 @@ def test_a_planted_label_is_found_and_baselines_know_nothing():
     assert found["gene_label_auroc"].value > 0.97
     assert found["gene_label_auroc"].low > 0.9 and found["gene_label_auroc"].interval == "genes"
     for name in ("gene_label_auroc_expression", "gene_label_auroc_random"):
-        assert found[name].low < 0.5 < found[name].high and found[name].high < 0.7
+        assert abs(found[name].value - 0.5) < 0.15 and found[name].low < 0.6
     gain = found["gene_label_auroc_gain"]
     plain = found["gene_label_auroc"].value - found["gene_label_auroc_expression"].value
     assert gain.value == pytest.approx(plain) and gain.low > 0.3
@@ -88,15 +88,17 @@ def test_weighted_auroc_is_that_of_scikit_learn():
     score_M = rng.integers(0, 8, 60).astype(float)  # with ties
     folds = [(test, score_M[test]) for test in np.array_split(rng.permutation(60), 3)]
     weights_SxM = rng.multinomial(60, np.full(60, 1 / 60), size=20).astype(float)
-    expected = [
-        np.mean(
-            [roc_auc_score(label_M[t], score_M[t], sample_weight=w_M[t]) for t, _ in folds]
-        )
-        for w_M in weights_SxM
-    ]
+    expected = []
+    for w_M in weights_SxM:
+        pairs = [w_M[t][label_M[t]].sum() * w_M[t][~label_M[t]].sum() for t, _ in folds]
+        each = [roc_auc_score(label_M[t], score, sample_weight=w_M[t]) for t, score in folds]
+        expected.append(np.average(each, weights=pairs))
     np.testing.assert_allclose(gene_sets._auroc(weights_SxM, label_M, folds), expected)
-    weights_SxM[0, folds[0][0][label_M[folds[0][0]]]] = 0
-    assert np.isnan(gene_sets._auroc(weights_SxM, label_M, folds)[0])
+    weights_SxM[0, folds[0][0]] = 0  # a fold without genes does not count
+    assert gene_sets._auroc(weights_SxM, label_M, folds)[0] == pytest.approx(
+        gene_sets._auroc(weights_SxM, label_M, folds[1:])[0]
+    )
+    assert np.isnan(gene_sets._auroc(label_M[None] * 1.0, label_M, folds)[0])
 
 
 def test_held_out_genes_decide_nothing_of_their_probe():
@@ -195,27 +197,27 @@ def test_no_set_large_enough_has_no_score():
 def test_tables_are_read(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("yes,no\nA,B\n,C\nD,\n")
-    assert gene_sets.read_two_lists(path, "yes", "no") == {"A": True, "B": False, "C": False,
+    assert gene_tables.read_two_lists(path, "yes", "no") == {"A": True, "B": False, "C": False,
                                                            "D": True}  # fmt: skip
     path.write_text("tf,k4,k27\nA,True,True\nB,True,False\nA,True,True\n")
-    assert gene_sets.read_flags(path, "tf", "k4", "k27") == {"A": True, "B": False}
-    assert gene_sets.read_flags(path, "tf", "k4") == {"A": True, "B": True}
+    assert gene_tables.read_flags(path, "tf", "k4", "k27") == {"A": True, "B": False}
+    assert gene_tables.read_flags(path, "tf", "k4") == {"A": True, "B": True}
     path.write_text("S1\tabout\tA\tB\tA\n\nS2\t\tC\n")
-    assert gene_sets.read_gmt(path) == {"S1": ("A", "B"), "S2": ("C",)}
+    assert gene_tables.read_gmt(path) == {"S1": ("A", "B"), "S2": ("C",)}
     path.write_text("ensembl_id,gene_name\nE1,A\nE2,B\nE3,B\nE4,\nE1,A\n")
-    assert gene_sets.read_symbols(path) == {"A": "E1"}
+    assert gene_tables.read_symbols(path) == {"A": "E1"}
 
 
 @pytest.mark.parametrize(
     ("text", "read", "message"),
     [
-        ("yes,no\nA,A\n", lambda p: gene_sets.read_two_lists(p, "yes", "no"), "A in both"),
-        ("yes\nA\n", lambda p: gene_sets.read_two_lists(p, "yes", "no"), r"no column \['no'\]"),
-        ("g,f\nA,maybe\n", lambda p: gene_sets.read_flags(p, "g", "f"), "use True or False"),
-        ("g,f\nA,True\nA,False\n", lambda p: gene_sets.read_flags(p, "g", "f"), "stands twice"),
-        ("S1\tabout\n", gene_sets.read_gmt, "line 1 has no name, description and genes"),
-        ("S\t\tA\nS\t\tB\n", gene_sets.read_gmt, "line 2: set 'S' stands twice"),
-        ("id,name\n", gene_sets.read_symbols, "no column"),
+        ("yes,no\nA,A\n", lambda p: gene_tables.read_two_lists(p, "yes", "no"), "A in both"),
+        ("yes\nA\n", lambda p: gene_tables.read_two_lists(p, "yes", "no"), r"no column \['no'\]"),
+        ("g,f\nA,maybe\n", lambda p: gene_tables.read_flags(p, "g", "f"), "use True or False"),
+        ("g,f\nA,True\nA,False\n", lambda p: gene_tables.read_flags(p, "g", "f"), "stands twice"),
+        ("S1\tabout\n", gene_tables.read_gmt, "line 1 has no name, description and genes"),
+        ("S\t\tA\nS\t\tB\n", gene_tables.read_gmt, "line 2: set 'S' stands twice"),
+        ("id,name\n", gene_tables.read_symbols, "no column"),
     ],
 )
 def test_damaged_tables_are_refused(text, read, message, tmp_path):
@@ -257,12 +259,12 @@ def test_expression_of_a_gene():
 
 def test_real_tables_hold_what_they_are_known_for(real_data):
     folder = real_data / "gene_labels"
-    dosage = gene_sets.read_two_lists(
+    dosage = gene_tables.read_two_lists(
         folder / "dosage_sens_tf_labels.csv", "dosage_sensitive", "dosage_insensitive"
     )
-    bivalent = gene_sets.read_flags(folder / "is_bivalent.csv", "tf", "H3K4me3", "H3K27me3")
-    far = gene_sets.read_flags(folder / "is_longrange_tf.csv", "ensembl_id", "is_longrange")
-    central = gene_sets.read_flags(folder / "is_n1_central.csv", "ensembl_id", "network_centricity")
+    bivalent = gene_tables.read_flags(folder / "is_bivalent.csv", "tf", "H3K4me3", "H3K27me3")
+    far = gene_tables.read_flags(folder / "is_longrange_tf.csv", "ensembl_id", "is_longrange")
+    central = gene_tables.read_flags(folder / "is_n1_central.csv", "ensembl_id", "network_centricity")
     sizes = [(sum(t.values()), len(t)) for t in (dosage, bivalent, far, central)]
     assert sizes == [(122, 490), (96, 173), (46, 176), (100, 295)]
 
@@ -271,8 +273,8 @@ def test_real_tables_hold_what_they_are_known_for(real_data):
 def test_real_loadings_on_dosage_sensitivity(real_data):
     """Runs on real genes, symbols by the table; expression alone already tells them apart."""
     folder = real_data / "gene_labels"
-    ids = gene_sets.read_symbols(folder / "gene_info_table.csv")
-    dosage = gene_sets.read_two_lists(
+    ids = gene_tables.read_symbols(folder / "gene_info_table.csv")
+    dosage = gene_tables.read_two_lists(
         folder / "dosage_sens_tf_labels.csv", "dosage_sensitive", "dosage_insensitive"
     )
     cells = anndata.read_h5ad(real_data / "pbmc_3_chemistries.h5ad")
@@ -287,4 +289,4 @@ def test_real_loadings_on_dosage_sensitivity(real_data):
     found = by_name(gene_sets.label_auroc(loadings, genes[kept], dosage, expression, of="dosage"))
     assert 0.6 < found["gene_label_coverage"].value < 1
     assert 0.55 < found["gene_label_auroc_expression"].value < 0.9
-    assert found["gene_label_auroc_random"].low < 0.5 < found["gene_label_auroc_random"].high
+    assert found["gene_label_auroc_random"].low < 0.55

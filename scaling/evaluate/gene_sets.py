@@ -1,8 +1,6 @@
 """Gene embeddings with labelled genes and gene sets in; AUROCs beside plain baselines out."""
 
-import csv
 import dataclasses
-import pathlib
 
 import numpy as np
 from scipy import sparse
@@ -19,103 +17,6 @@ from scaling.evaluate.intervals import Bootstrap, Score
 FOLDS = 5
 PENALTIES = np.logspace(-4, 1, 6)  # C of the logistic regression
 FEWEST_GENES = 10  # of a class, or of a gene set
-
-
-def read_two_lists(path: str | pathlib.Path, positive: str, negative: str) -> dict[str, bool]:
-    """Labels of genes from a CSV file with a column of positive and one of negative genes.
-
-    As `dosage_sens_tf_labels.csv`: columns of unequal length, the shorter filled with blanks.
-
-    Raises:
-      ValueError: a column is missing, or a gene stands in both.
-    """
-    labels: dict[str, bool] = {}
-    for row in _rows(path, positive, negative):
-        for column, label in ((positive, True), (negative, False)):
-            gene = (row[column] or "").strip()
-            if gene and labels.setdefault(gene, label) != label:
-                raise ValueError(f"{path}: {gene} in both {positive!r} and {negative!r}")
-    return labels
-
-
-def read_flags(path: str | pathlib.Path, gene: str, *flags: str) -> dict[str, bool]:
-    """Labels of genes from a CSV file of one row per gene: positive where all flags are True.
-
-    As `is_bivalent.csv` (gene `tf`, flags `H3K4me3` and `H3K27me3`).
-
-    Raises:
-      ValueError: a column is missing, an entry is neither True nor False, or a gene stands twice
-        with different labels.
-    """
-    labels: dict[str, bool] = {}
-    for row in _rows(path, gene, *flags):
-        entries = [(row[flag] or "").strip().lower() for flag in flags]
-        if not set(entries) <= {"true", "false"}:
-            raise ValueError(f"{path}: {row[gene]} has {entries} for {flags}; use True or False")
-        if labels.setdefault(row[gene].strip(), "false" not in entries) == ("false" in entries):
-            raise ValueError(f"{path}: {row[gene]} stands twice, with different labels")
-    return labels
-
-
-def read_labels(path: str | pathlib.Path, **columns) -> dict[str, bool]:
-    """Labels of genes from a CSV file of either layout.
-
-    Args:
-      path: of the file.
-      columns: `positive` and `negative`, of `read_two_lists`; or `gene` and `flags` (a name or
-        several), of `read_flags`.
-
-    Raises:
-      ValueError: other columns are asked for, or as those do.
-    """
-    if set(columns) == {"positive", "negative"}:
-        return read_two_lists(path, **columns)
-    if set(columns) == {"gene", "flags"}:
-        flags = columns["flags"]
-        return read_flags(path, columns["gene"], *([flags] if isinstance(flags, str) else flags))
-    raise ValueError(
-        f"{path}: columns {sorted(columns)}; give positive and negative, two lists of genes, or "
-        "gene and flags, one row per gene"
-    )
-
-
-def read_gmt(path: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
-    """Gene sets by name from a GMT file: a set per line, name, description, genes, by tabs.
-
-    Raises:
-      ValueError: a line without a gene, or a set's name twice.
-    """
-    sets: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(pathlib.Path(path).read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        name, *rest = line.split("\t")
-        genes = tuple(dict.fromkeys(gene.strip() for gene in rest[1:] if gene.strip()))
-        if not genes:
-            raise ValueError(f"{path}: line {number} has no name, description and genes by tabs")
-        if name in sets:
-            raise ValueError(f"{path}: line {number}: set {name!r} stands twice; rename one")
-        sets[name] = genes
-    return sets
-
-
-def read_symbols(path: str | pathlib.Path) -> dict[str, str]:
-    """Ensembl id of each symbol, from a CSV file with `ensembl_id` and `gene_name`.
-
-    A symbol of several ids is left out: which of them is meant cannot be known.
-    """
-    ids: dict[str, set[str]] = {}
-    for row in _rows(path, "ensembl_id", "gene_name"):
-        ids.setdefault((row["gene_name"] or "").strip(), set()).add(row["ensembl_id"].strip())
-    return {name: gene for name, (gene, *more) in ids.items() if name and not more}
-
-
-def _rows(path, *columns: str):
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if missing := set(columns) - set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: no column {sorted(missing)}; it has {rows.fieldnames}")
-        yield from rows
 
 
 def expression_baseline(
@@ -146,16 +47,18 @@ def label_auroc(
 
     Five folds of genes, stratified by label; on the other four, features are standardised and
     the L2 penalty of a class-weighted logistic regression is chosen by the AUROC of five inner
-    folds. The score is the mean over folds of the AUROC (probabilities of different folds are
-    not compared). Beside it, on the same genes and folds, stand the expression of the gene alone,
-    a random embedding of the same width, and by how much the embedding beats expression.
+    folds. The score is the share of pairs of a positive and a negative gene of the same fold that
+    the probe puts in order (the mean over folds of the AUROC, large folds counting more;
+    probabilities of different folds are not compared). Beside it, on the same genes and folds,
+    stand the expression of the gene alone, a random embedding of the same width, and by how much
+    the embedding beats expression.
 
     Intervals draw genes, the fitted probes held fixed.
 
     Args:
       embedding_VxD: floats, a row per gene; NaN rows are genes that were never seen.
-      genes: V names, in the ids of labels (see read_symbols).
-      labels: of read_two_lists or read_flags.
+      genes: V names, in the ids of labels (gene_tables.read_symbols).
+      labels: of gene_tables.
       expression_Vx2: of expression_baseline over the same V genes.
       of: name of the labels.
       seed: of the folds, the random embedding and the resamples.
@@ -183,7 +86,7 @@ def label_auroc(
     if min(positive, len(rows) - positive) < FEWEST_GENES:
         note = f"fewer than {FEWEST_GENES} seen genes of a label; {note}"
         return [Score(name, None, n=len(rows), of=of, note=note) for name in names] + [coverage]
-    random_MxD = np.random.default_rng(seed).normal(size=(len(rows), embedding_VxD.shape[1]))
+    random_MxD = _random((len(rows), embedding_VxD.shape[1]), seed)
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(rows, label_M))
     embedding, expression, chance = (
         [(test, _probe(x_MxD, label_M, train, test, seed)) for train, test in folds]
@@ -225,7 +128,7 @@ def set_auroc(
 
     Args:
       embedding_VxD, genes, expression_Vx2: as for label_auroc.
-      sets: of read_gmt.
+      sets: of gene_tables.read_gmt.
       of: name of the collection of sets.
       seed: of the folds, the random embedding and the resamples.
 
@@ -242,7 +145,7 @@ def set_auroc(
     members = {name: [row[g] for g in of_set if g in row] for name, of_set in sets.items()}
     scored = {n: np.array(m) for n, m in members.items() if FEWEST_GENES <= len(m) < len(genes)}
     x_VxD = np.asarray(embedding_VxD[seen_V], np.float64)
-    random_VxD = np.random.default_rng(seed).normal(size=x_VxD.shape)
+    random_VxD = _random(x_VxD.shape, seed)
     spread_2 = np.maximum(np.std(expression_Vx2[seen_V], 0, dtype=float), 1e-12)
     level_Vx2 = np.asarray(expression_Vx2[seen_V], np.float64) / spread_2
     x_VxD, random_VxD = _directions(x_VxD), _directions(random_VxD)
@@ -310,17 +213,22 @@ def _probe(x_MxD, label_M, train, test, seed: int) -> np.ndarray:
 
 
 def _auroc(weights_SxM, label_M, folds) -> np.ndarray:
-    """Mean over folds of the weighted AUROC, [S]; NaN where a fold has one label only."""
-    total_S = np.zeros(len(weights_SxM))
+    """Share of pairs of one fold in order, ties half, by weights [S]; NaN without a pair."""
+    won_S, pairs_S = np.zeros(len(weights_SxM)), np.zeros(len(weights_SxM))
     for test, score in folds:
         positive, negative = np.flatnonzero(label_M[test]), np.flatnonzero(~label_M[test])
         ahead = score[positive][:, None] - score[negative]
         wins_PxQ = (ahead > 0) + 0.5 * (ahead == 0)
         p_SxP, q_SxQ = weights_SxM[:, test[positive]], weights_SxM[:, test[negative]]
-        pairs_S = p_SxP.sum(1) * q_SxQ.sum(1)
-        won_S = ((p_SxP @ wins_PxQ) * q_SxQ).sum(1)
-        total_S += np.divide(won_S, pairs_S, out=np.full(len(won_S), np.nan), where=pairs_S > 0)
-    return total_S / len(folds)
+        pairs_S += p_SxP.sum(1) * q_SxQ.sum(1)
+        won_S += ((p_SxP @ wins_PxQ) * q_SxQ).sum(1)
+    return np.divide(won_S, pairs_S, out=np.full(len(won_S), np.nan), where=pairs_S > 0)
+
+
+def _random(shape: tuple[int, int], seed: int) -> np.ndarray:
+    """A random embedding, from a stream of its own: one drawn with the same seed differs."""
+    (stream,) = np.random.SeedSequence(seed).spawn(1)
+    return np.random.default_rng(stream).normal(size=shape)
 
 
 def _directions(x_VxD: np.ndarray) -> np.ndarray:

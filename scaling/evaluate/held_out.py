@@ -34,7 +34,7 @@ class EvaluateSettings:
       stimulus: {data set: (control, stimulated)}, two of its batches, for "perturbation".
       ontology: path of the Cell Ontology's OBO file, for "ontology"; "" for none.
       ontology_labels: CSV file with the columns label, term; "" for the table that comes along.
-      gene_labels: {name: the arguments of `gene_sets.read_labels`}, for "gene_sets".
+      gene_labels: {name: the arguments of `gene_tables.read_labels`}, for "gene_sets".
       gene_sets: GMT file, for "gene_sets"; "" for none.
     """
 

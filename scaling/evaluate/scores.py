@@ -15,6 +15,7 @@ from scaling.evaluate import (
     classifiers,
     confusion,
     gene_sets,
+    gene_tables,
     label_scores,
     masked_genes,
     noise,
@@ -255,8 +256,8 @@ class _Examined:
             return []
         expression = gene_sets.expression_baseline(data.counts, data.totals)
         genes, found = np.array(data.corpus.vocabulary.genes), []
-        labels = {n: gene_sets.read_labels(**of) for n, of in settings.gene_labels.items()}
-        sets = gene_sets.read_gmt(settings.gene_sets) if settings.gene_sets else {}
+        labels = {n: gene_tables.read_labels(**of) for n, of in settings.gene_labels.items()}
+        sets = gene_tables.read_gmt(settings.gene_sets) if settings.gene_sets else {}
         seed = settings.seed
         for kind, embedding in self._representation.genes(data).items():
             asked = embedding, genes
