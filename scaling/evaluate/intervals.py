@@ -1,6 +1,7 @@
 """What single cells contribute to a score -> the score with a bootstrap interval."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -106,13 +107,17 @@ class Bootstrap:
 
     def _resamples(self):
         """How often each cell counts, float64 [S, N], a share of all resamples at a time."""
-        rng = np.random.default_rng(self._seed)
-        units = int(self._unit_N.max()) + 1
         together = max(1, LARGEST // self.n)
         for first in range(0, DRAWS, together):
-            size = min(together, DRAWS - first)
-            drawn_SxK = rng.multinomial(units, np.full(units, 1 / units), size=size)
-            yield drawn_SxK[:, self._unit_N].astype(np.float64)
+            yield self._drawn[first : first + together, self._unit_N].astype(np.float64)
+
+    @functools.cached_property
+    def _drawn(self) -> np.ndarray:
+        """How often each donor or cell is drawn, uint8 [1,000, donors or cells]."""
+        rng, units = np.random.default_rng(self._seed), int(self._unit_N.max()) + 1
+        share = np.full(units, 1 / units)  # none is drawn 256 times: one in 10^500 resamples
+        drawn = [rng.multinomial(units, share).astype(np.uint8) for _ in range(DRAWS)]
+        return np.stack(drawn)
 
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
