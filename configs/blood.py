@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.min_cells = 1_000  # some 3,000 genes: as many as minutes on a CPU can teach
     with config.unlocked():  # half of the other cells are doublets
         config.data.keep.mixology_5_lines = {"demuxlet": "SNG"}
+        config.evaluate.stimulus.kang_ifnb_2800 = ("CTRL", "STIM")
     config.model.layers = 2
     config.model.width = 64
     config.model.heads = 2

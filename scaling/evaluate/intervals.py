@@ -115,7 +115,7 @@ class Bootstrap:
     def _drawn(self) -> np.ndarray:
         """How often each donor or cell is drawn, uint8 [1,000, donors or cells]."""
         rng, units = np.random.default_rng(self._seed), int(self._unit_N.max()) + 1
-        share = np.full(units, 1 / units)  # none is drawn 256 times: one in 10^500 resamples
+        share = np.full(units, 1 / units)
         drawn = [rng.multinomial(units, share).astype(np.uint8) for _ in range(DRAWS)]
         return np.stack(drawn)
 
