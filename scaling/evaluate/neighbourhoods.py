@@ -26,10 +26,18 @@ CELLS = 8_192  # of LISI at a time
 
 
 def search(x_NxD: np.ndarray) -> NeighborsResults:
-    """The 90 exact Euclidean neighbours of each cell, itself among them; all, of fewer cells."""
-    found = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(x_NxD))).fit(x_NxD)
-    distances, indices = found.kneighbors(x_NxD)
-    return NeighborsResults(indices=indices, distances=distances)
+    """The 90 exact Euclidean neighbours of each cell, itself the first; all, of fewer cells.
+
+    A cell's distance to itself is 0, where a search among all cells would give a rounding error.
+    The UMAP graph counts distances from the nearest neighbour at more than 0 on, and would take
+    the cell for its own.
+    """
+    others = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(x_NxD)) - 1).fit(x_NxD)
+    distances, indices = others.kneighbors()
+    return NeighborsResults(
+        indices=np.c_[np.arange(len(x_NxD)), indices],
+        distances=np.c_[np.zeros(len(x_NxD)), distances],
+    )
 
 
 def nearest(neighbours: NeighborsResults, n: int) -> NeighborsResults:
@@ -116,19 +124,19 @@ def kbet_accepted(graph: NeighborsResults, labels: np.ndarray, batch: np.ndarray
 
 def _diffused(edges: sparse.csr_matrix, members: np.ndarray, k: int) -> np.ndarray:
     """Each member and the k members nearest to it in their diffusion map, int64 [M, k + 1]."""
-    within = edges[members][:, members]
+    within = edges[members][:, members].astype(np.float64)
     for power in (1.0, 0.5):  # first the density of cells, then what is left to a unit sum
         scale = sparse.diags_array(np.asarray(within.sum(0)).ravel() ** -power)
         within = scale @ within @ scale
     count = min(DIFFUSION, len(members) - 1)
     start = np.random.default_rng(0).normal(size=len(members))
-    values, vectors_MxK = eigsh(within.astype(np.float64), k=count, which="LM", v0=start)
+    values, vectors_MxK = eigsh(within, k=count, which="LM", v0=start)
     # Of value 1 is only what does not diffuse; but for rounding it would be weighted by infinity.
     below_one = values < 1 - 1e-7
     weights = np.where(below_one, values / (1 - np.where(below_one, values, 0.0)), 1.0)
     map_MxK = vectors_MxK * weights
-    found = NearestNeighbors(n_neighbors=k + 1).fit(map_MxK)
-    return members[found.kneighbors(map_MxK, return_distance=False)]
+    others = NearestNeighbors(n_neighbors=k).fit(map_MxK).kneighbors(return_distance=False)
+    return members[np.c_[np.arange(len(members)), others]]
 
 
 def clusterings(
