@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         finetune.frozen_layers = 0  # the first of them: no gradient, no decay
         finetune.frozen_embedding = False  # of genes and positions, and its norm
         finetune.learning_rate = 5e-5  # peak
-        finetune.warmup = 500  # steps from 2 on, or a share of them
+        finetune.warmup = 500.0  # steps from 2 on, or a share of them
         finetune.decay_power = 1.0  # of the polynomial decay after it; 1 is linear
         finetune.end_rate = 0.0  # learning rate that the decay ends at
         finetune.weight_decay = 0.001  # AdamW's, of matrices

@@ -9,7 +9,7 @@ import pytest
 
 from configs import finetune_cell_types, finetune_disease, finetune_dosage
 from scaling.corpus.tokens import PAD
-from scaling.evaluate import classifier, tuning
+from scaling.evaluate import classifier, embed, tuning
 from scaling.evaluate.classifier import Classifier, Labelled
 from scaling.evaluate.tuning import FinetuneSettings
 from scaling.pretrain import attention
@@ -116,7 +116,7 @@ def assert_bits(found, wanted):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), found, wanted)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", ["mean", pytest.param("first", marks=pytest.mark.slow)])
 def test_frozen_parameters_stay_to_the_bit_and_all_others_move(tiny_corpus, pooling):
     settings = dataclasses.replace(SETTINGS, frozen_layers=1, frozen_embedding=True)
     params, losses = trained(tiny_corpus, settings, pooling=pooling)
@@ -131,6 +131,7 @@ def test_frozen_parameters_stay_to_the_bit_and_all_others_move(tiny_corpus, pool
     assert ("pooler" in params) == (pooling == "first")
 
 
+@pytest.mark.slow
 def test_frozen_layers_alone_leave_the_embedding_to_move(tiny_corpus):
     settings = dataclasses.replace(SETTINGS, frozen_layers=2)
     params, _ = trained(tiny_corpus, settings)
@@ -161,6 +162,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny_corpus):
     assert (one[0]["logits"]["kernel"] != third["logits"]["kernel"]).any()
 
 
+@pytest.mark.slow
+def test_dropout_is_drawn_anew_at_each_step(tiny_corpus):
+    cells = cells_of(tiny_corpus)
+    still = dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
+    settings = dataclasses.replace(  # every step sees the same cells, and nothing moves
+        SETTINGS, learning_rate=1e-12, epochs=3.0, batch=len(cells.rows), warmup=0.0, buckets=1
+    )
+    of_corpus = encoder(len(tiny_corpus.vocabulary))
+    for dropout, apart in ((0.0, False), (0.5, True)):
+        module = dataclasses.replace(module_of(tiny_corpus, model=still), dropout=dropout)
+        _, losses = classifier.train(of_corpus, module, settings, cells)
+        assert len(losses) == 3 and (np.ptp(losses) > 1e-4) == apart
+
+
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(tiny_corpus):
     """Twelve cells on eight devices: a place is a cell's own whatever the padding."""
     assert len(jax.devices()) == 8
@@ -171,6 +187,7 @@ def test_eight_devices_train_as_one_does(tiny_corpus):
     jax.tree.map(close, whole, alone)
 
 
+@pytest.mark.slow
 def test_logits_are_the_same_on_any_devices_and_at_any_length(tiny_corpus):
     params, _ = trained(tiny_corpus)
     rows, module = np.arange(70), module_of(tiny_corpus)
@@ -185,6 +202,17 @@ def test_logits_are_the_same_on_any_devices_and_at_any_length(tiny_corpus):
             each[places] = logits
         found.append(each)
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_read_from_the_mean_that_embeds_cells(tiny_corpus):
+    params, _ = trained(tiny_corpus)
+    rows, module, before = np.arange(5), module_of(tiny_corpus), params["logits"]
+    head = {name: leaf for name, leaf in encoder(len(tiny_corpus.vocabulary)).items()
+            if name not in params["encoder"]}  # fmt: skip
+    embedded = embed.embed_corpus({**head, **params["encoder"]}, MODEL, -1, tiny_corpus, rows)
+    ((places, _, found),) = classifier.logits(params, module, tiny_corpus, rows, 1)
+    wanted = embedded @ np.asarray(before["kernel"]) + np.asarray(before["bias"])
+    np.testing.assert_allclose(found, wanted[places], rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_is_told(tiny_corpus):
@@ -216,7 +244,7 @@ def test_padding_and_empty_cells_change_no_gradient(monkeypatch, pooling):
         def loss(params, tokens, labels):
             return classifier.cross_entropy(module.apply({"params": params}, tokens), labels)
 
-        gradient = jax.value_and_grad(loss)
+        gradient = jax.jit(jax.value_and_grad(loss))
         wanted, found = gradient(params, tokens, labels), gradient(params, padded, more)
     assert np.linalg.norm(wanted[1]["encoder"]["embedding"]) > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9, 1e-10), found, wanted)

@@ -37,10 +37,26 @@ def tuned(corpus, settings=CELLS, task=tuned_cells.finetune_cells, **more):
     return task(encoder, MODEL, corpus, settings, **more)
 
 
+@pytest.fixture
+def untaught(monkeypatch) -> list:
+    """Cells that would have been trained on; the classifier knows nothing, and is quick."""
+    cells = []
+    monkeypatch.setattr(
+        classifier, "train", lambda encoder, module, settings, of, devices: (cells.append(of), [])
+    )
+
+    def logits(params, module, corpus, rows, buckets, devices):
+        yield np.arange(len(rows)), None, np.zeros((len(rows), module.classes), np.float32)
+
+    monkeypatch.setattr(classifier, "logits", logits)
+    return cells
+
+
 def with_obs(corpus, **columns):
     return dataclasses.replace(corpus, obs=corpus.obs.assign(**columns))
 
 
+@pytest.mark.slow
 def test_classes_are_learned_and_shuffled_ones_are_not(tiny_corpus):
     """Whether a gene that half of the cells show stands among those that the model reads."""
     read = [set(cell[:64].tolist()) for cell in tiny_corpus.cells(np.arange(240))]
@@ -61,17 +77,9 @@ def test_classes_are_learned_and_shuffled_ones_are_not(tiny_corpus):
 
 
 @pytest.mark.parametrize("split", ["donor", "cell"])
-def test_sides_share_no_cell_and_by_donor_no_donor(tiny_corpus, monkeypatch, split):
-    trained_on = []
-    real = classifier.train
-
-    def train(encoder, module, settings, cells, devices):
-        trained_on.append(cells)
-        return real(encoder, module, settings, cells, devices)
-
-    monkeypatch.setattr(classifier, "train", train)
+def test_sides_share_no_cell_and_by_donor_no_donor(tiny_corpus, untaught, split):
     found = tuned(tiny_corpus, dataclasses.replace(SHORT, split=split))
-    (cells,) = trained_on
+    (cells,) = untaught
     obs = tiny_corpus.obs.iloc[cells.rows]
     names = np.array(found.classes)[cells.classes]
     assert (obs["cell_type"] == names).all()
@@ -88,9 +96,9 @@ def test_sides_share_no_cell_and_by_donor_no_donor(tiny_corpus, monkeypatch, spl
     assert set(other.cells) != set(found.cells)
 
 
-def test_what_is_left_out_is_said(tiny_corpus):
-    labels, donors = tiny_corpus.obs["cell_type"].to_numpy(object), tiny_corpus.obs["donor"].copy()
-    labels[:7], labels[7], donors[8:10] = "", "rare", ""
+def test_what_is_left_out_is_said(tiny_corpus, untaught):
+    labels, donors = (tiny_corpus.obs[name].to_list() for name in ("cell_type", "donor"))
+    labels[:7], labels[7], donors[8:10] = [""] * 7, "rare", [""] * 2
     corpus = with_obs(tiny_corpus, cell_type=labels, donor=donors)
     found = tuned(corpus, dataclasses.replace(SHORT, min_share=0.01, split="donor"))
     assert "7 cells without a label left out" in found.note
@@ -108,7 +116,7 @@ def test_a_training_cell_that_equals_a_test_cell_is_left_out(tiny_corpus):
     assert left > 0 and note == [f"{left} training cells equal to a test cell left out"]
 
 
-def test_a_class_without_a_training_cell_counts_as_missed(tiny_corpus):
+def test_a_class_without_a_training_cell_counts_as_missed(tiny_corpus, untaught):
     """The class of the donors that are tested on alone."""
     settings = dataclasses.replace(SHORT, split="donor", min_share=0.0)
     donors = set(tuned(tiny_corpus, settings).donors)
@@ -135,7 +143,7 @@ def test_cells_that_cannot_teach_are_refused(tiny_corpus, columns, changes, mess
         tuned(with_obs(tiny_corpus, **columns), dataclasses.replace(CELLS, **changes))
 
 
-def test_a_training_side_of_one_class_is_refused(tiny_corpus):
+def test_a_training_side_of_one_class_is_refused(tiny_corpus, untaught):
     settings = dataclasses.replace(CELLS, split="donor")
     donors = set(tuned(tiny_corpus, dataclasses.replace(SHORT, split="donor")).donors)
     labels = np.where(tiny_corpus.obs["donor"].isin(donors), "B", "T")
@@ -143,7 +151,7 @@ def test_a_training_side_of_one_class_is_refused(tiny_corpus):
         tuned(with_obs(tiny_corpus, cell_type=labels), settings)
 
 
-def test_macro_f1_is_sklearns(tiny_corpus):
+def test_macro_f1_is_sklearns(tiny_corpus, untaught):
     found = tuned(tiny_corpus, SHORT)
     rng = np.random.default_rng(0)
     names, size = np.array(found.classes), len(found.true)
@@ -181,6 +189,7 @@ def genes_settings(gene_table, **changes) -> FinetuneSettings:
     return dataclasses.replace(CELLS, **{**made, "epochs": 6.0, **changes})
 
 
+@pytest.mark.slow
 def test_genes_are_learned_by_genes_that_are_not_tested(tiny_corpus, monkeypatch, gene_table):
     taught, real = [], classifier.train
 
@@ -327,6 +336,7 @@ def test_a_folder_keeps_what_was_found(tiny_corpus, run, tmp_path, monkeypatch):
     assert not list(folder.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_folds_that_are_done_are_not_done_again(
     tiny_corpus, run, tmp_path, monkeypatch, gene_table
 ):
