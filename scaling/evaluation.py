@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from scaling import prepare, provenance, study
+from scaling.evaluate import noise
 from scaling.evaluate.held_out import all_held_out
+from scaling.evaluate.intervals import Score
 from scaling.pretrain import loop, step
 from scaling.settings import Settings
 
@@ -59,7 +61,22 @@ def evaluate(
     study.write_lines(out / "scores.jsonl", rows)
     table = pd.DataFrame(rows)
     table.to_csv(out / "scores.csv", index=False)
+    draw_noise(table, out)
     return f"{headline(table)}\n\nAll scores, with intervals, and pictures: {out}"
+
+
+def draw_noise(table: pd.DataFrame, out: pathlib.Path) -> None:
+    """A picture for each data set and kind of change, of the table's first eight models."""
+    rows = table[(table["task"] == "noise") & table["value"].notna()]
+    for dataset, of_set in rows.groupby("dataset"):
+        for kind, what in (("noised", "cells noised"), ("thinned", "counts kept")):
+            found: dict[str, list[Score]] = {}
+            for row in of_set[of_set["of"].str.endswith(what)].itertuples():
+                score = Score(row.score, row.value, row.low, row.high, of=row.of)
+                found.setdefault(row.model, []).append(score)
+            if found:
+                shown = dict(list(found.items())[: len(noise.COLOURS)])
+                noise.draw(shown, out / f"noise-{kind}-{dataset}.png", title=dataset)
 
 
 def headline(table: pd.DataFrame) -> str:

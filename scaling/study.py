@@ -154,7 +154,7 @@ def evaluate_run(
                 f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
             )
     params = loop.load_params(folder, run.model, len(held_out[0].corpus.vocabulary), at)
-    return score_params(params, run, held_out, pictures, folder.name)
+    return score_params(params, run, held_out, pictures, "model")
 
 
 def score_params(
