@@ -1,6 +1,6 @@
 """Cell types of one organ, fine-tuned by Geneformer's recipe; other fine-tunings start from here.
 
-Command: python -m experiments.finetune --config=configs/finetune_cell_types.py --run=RUN \\
+Command: python -m experiments.finetune --config=configs/finetune_cell_types.py --checkpoint=RUN \\
   --workdir=DIR --config.data.h5ad=FILE --config.data.cell_type=COLUMN
 Published (Theodoris et al. 2023): learning rate 5e-5, linear decay after 500 steps of warm-up,
 weight decay 0.001, batch 12, 10 epochs, no frozen layer, types under 0.5 % dropped, 80 % of the

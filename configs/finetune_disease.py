@@ -1,6 +1,6 @@
 """Diseased and healthy cells of donors unseen, fine-tuned by Geneformer's recipe.
 
-Command: python -m experiments.finetune --config=configs/finetune_disease.py --run=RUN \\
+Command: python -m experiments.finetune --config=configs/finetune_disease.py --checkpoint=RUN \\
   --workdir=DIR --config.data.h5ad=FILE --config.data.cell_type=COLUMN --config.data.donor=COLUMN
 Published (Theodoris et al. 2023, cardiomyopathy): learning rate 8.04e-4, polynomial decay (power 1,
 to 1e-7, as the library's name stands for) after 1,812 steps of warm-up, weight decay 0.2588, batch

@@ -1,6 +1,6 @@
 """Dosage sensitivity of transcription factors, fine-tuned by Geneformer's recipe.
 
-Command: python -m experiments.finetune --config=configs/finetune_dosage.py --run=RUN \\
+Command: python -m experiments.finetune --config=configs/finetune_dosage.py --checkpoint=RUN \\
   --workdir=DIR --config.data.h5ad=GLOB --config.finetune.gene_classes=dosage_sens_tf_labels.csv
 Published (Theodoris et al. 2023): every occurrence of 122 sensitive and 368 insensitive factors in
 10,000 cells, 5 folds of genes, learning rate 5e-5, linear decay after 500 steps of warm-up, weight

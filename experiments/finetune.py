@@ -1,4 +1,7 @@
-"""Run + labels -> scores: python -m experiments.finetune --config --workdir --run [--corpus]"""
+"""Run + labels -> a classifier's scores.
+
+python -m experiments.finetune --config=... --workdir=DIR --checkpoint=RUN [--corpus=DIR]
+"""
 
 import dataclasses
 import json
@@ -11,14 +14,16 @@ from scaling import prepare
 from scaling.evaluate import finetune
 from scaling.settings import Settings
 
-RUN = flags.DEFINE_string("run", None, "folder of a trained run", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a run's folder, or RUN/checkpoints/STEP", required=True
+)
 CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of the config")
 
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
     """Fine-tunes into workdir/finetune, on cells in the run's vocabulary; JSON lines."""
     asked = finetune.FinetuneSettings.from_config(flags.FLAGS.config.to_dict())
-    run = pathlib.Path(RUN.value)
+    run = pathlib.Path(CHECKPOINT.value)
     words = settings.data.vocabulary or str(finetune.vocabulary_of(run))
     data = dataclasses.replace(settings.data, vocabulary=words)
     settings = dataclasses.replace(settings, data=data)

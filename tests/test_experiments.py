@@ -38,11 +38,21 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_evaluate_prints_one_row_a_score(workdir):
-    arguments = f"--workdir={workdir}", f"--checkpoint={workdir / 'run'}"
-    printed = call("evaluate", SMOKE, *arguments).stdout
-    rows = [json.loads(line) for line in printed.splitlines()]
-    assert {row["task"] for row in rows} == {"masked_genes", "cell_types", "batch_mixing"}
+def test_evaluate_writes_one_row_a_score_beside_baselines(workdir):
+    [step] = (workdir / "run" / "checkpoints").glob("[0-9]*")
+    arguments = f"--workdir={workdir}", f"--checkpoint={step}", "--tasks=masked_genes,noise"
+    printed = call("evaluate", SMOKE, *arguments, "--baselines=pca,majority").stdout
+    assert "untrained" in printed and "accuracy" in printed
+    rows = [json.loads(line) for line in (workdir / "scores" / "scores.jsonl").open()]
+    tasks = {(row["model"], row["task"]) for row in rows}
+    both = {(name, "masked_genes") for name in ("model", "untrained")}
+    noised = {(name, "noise") for name in ("model", "untrained", "pca")}
+    assert tasks == both | noised  # the majority class is no representation
+    assert {row["checkpoint"] for row in rows} == {str(step)}
+    pictures = {path.name for path in (workdir / "scores").glob("*.png")}
+    assert pictures == {"noise-noised-simulated.png", "noise-thinned-simulated.png"}
+    wrong = call("evaluate", SMOKE, *arguments[:2], "--tasks=masked_gene", status=2).stderr
+    assert "evaluate.tasks has ['masked_gene']; there are" in wrong
 
 
 @pytest.mark.slow

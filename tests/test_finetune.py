@@ -65,7 +65,7 @@ def test_classes_are_learned_and_shuffled_ones_are_not(tiny_corpus):
     labels = np.where([gene in cell for cell in read], "shows it", "does not")
     found = tuned(with_obs(tiny_corpus, cell_type=labels))
     assert np.mean(found.losses[-5:]) < 0.5 * np.mean(found.losses[:5])
-    accuracy, macro_f1 = tuned_cells.scores(found)
+    accuracy, macro_f1 = tuned_cells.scores(found)[:2]
     assert accuracy.low > 0.7 and macro_f1.low > 0.7
     np.testing.assert_allclose(found.probabilities.sum(1), 1)
     assert (np.array(found.classes)[found.probabilities.argmax(1)] == found.predicted).all()
@@ -158,7 +158,7 @@ def test_macro_f1_is_sklearns(tiny_corpus, untaught):
     found = dataclasses.replace(
         found, true=rng.choice(names[:3], size), predicted=rng.choice(names, size)
     )
-    accuracy, macro_f1 = tuned_cells.scores(found)
+    accuracy, macro_f1 = tuned_cells.scores(found)[:2]
     labels = sorted(set(found.true))
     wanted = f1_score(found.true, found.predicted, labels=labels, average="macro")
     assert macro_f1.value == pytest.approx(wanted) and macro_f1.low < wanted < macro_f1.high
@@ -319,7 +319,7 @@ def run(tiny_corpus, tmp_path_factory):
 def test_a_folder_keeps_what_was_found(tiny_corpus, run, tmp_path, monkeypatch):
     folder = tmp_path / "tuned"
     rows = finetune.finetune(SHORT, run, tiny_corpus, folder)
-    assert [row["name"] for row in rows] == ["accuracy", "macro_f1"]
+    assert [row["score"] for row in rows[:2]] == ["accuracy", "macro_f1"]
     assert rows[0]["start"] == "pretrained" and rows[0]["task"] == "finetuned_cells"
     assert rows[0]["model"] == json.loads((run / "settings.json").read_text())["hash"]
     table = pd.read_parquet(folder / "predictions.parquet")
@@ -359,7 +359,7 @@ def test_folds_that_are_done_are_not_done_again(
 
 
 def test_runs_that_do_not_fit_are_refused(tiny_corpus, run, tmp_path):
-    with pytest.raises(ValueError, match="no settings.json; --run must be"):
+    with pytest.raises(ValueError, match="no settings.json; give the folder of a trained run"):
         finetune.finetune(SHORT, tmp_path, tiny_corpus, tmp_path / "tuned")
     genes = dataclasses.replace(
         tiny_corpus.vocabulary, medians=2 * tiny_corpus.vocabulary.medians
@@ -375,7 +375,8 @@ def test_the_entry_point_builds_the_cells_in_the_runs_vocabulary(run, tiny_corpu
     h5ad = tiny_corpus.manifest["files"][0]["path"]
 
     def call(config, *arguments):
-        fixed = "--config", f"configs/{config}.py", f"--run={run}", f"--workdir={tmp_path / 'w'}"
+        fixed = "--config", f"configs/{config}.py", f"--workdir={tmp_path / 'w'}"
+        fixed += (f"--checkpoint={run}",)
         return subprocess.run(
             [sys.executable, "-m", "experiments.finetune", *fixed, *arguments],
             cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True,
@@ -389,7 +390,7 @@ def test_the_entry_point_builds_the_cells_in_the_runs_vocabulary(run, tiny_corpu
     found = call("finetune_cell_types", *few, short)
     assert found.returncode == 0, found.stderr
     rows = [json.loads(line) for line in found.stdout.splitlines()]
-    assert rows[0]["name"] == "accuracy" and 0 <= rows[0]["value"] <= 1
+    assert rows[0]["score"] == "accuracy" and 0 <= rows[0]["value"] <= 1
     assert call("finetune_cell_types", *few, short).stdout == found.stdout
     none = call("quickstart", *few[:1])
     assert none.returncode == 2 and "no part 'finetune'" in none.stderr

@@ -32,7 +32,7 @@ def finetune(
 
     Args:
       settings: of the fine-tuning.
-      run: folder of a trained run.
+      run: folder of a trained run, or one of its checkpoints/STEP.
       corpus: with labels, built with the run's vocabulary.
       folder: gets settings.json, scores.jsonl, predictions.parquet, and of genes fold-<k>.npz.
 
@@ -43,7 +43,8 @@ def finetune(
     Raises:
       ValueError: no run, one of another vocabulary, a folder of another fine-tuning, or bad data.
     """
-    held = _settings_of(run)
+    run, at = loop.run_and_step(run)
+    held = json.loads((run / loop.SETTINGS).read_text())
     if held["vocabulary"] != corpus.vocabulary.hash:
         raise ValueError(
             f"{run} was trained with vocabulary {held['vocabulary']}, {corpus.folder} has "
@@ -51,6 +52,7 @@ def finetune(
         )
     cells = hashlib.sha256(json.dumps(corpus.manifest["checksums"]).encode()).hexdigest()[:12]
     content = {"finetune": dataclasses.asdict(settings), "run": held["hash"], "cells": cells}
+    content["step"] = at
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
     _claim(folder, content | {"hash": name})
     if (folder / SCORES).exists():
@@ -59,7 +61,7 @@ def finetune(
     if settings.start == "untrained":
         encoder = step.initial_params(settings.seed, model, len(corpus.vocabulary))
     else:
-        encoder = loop.load_params(run, model, len(corpus.vocabulary))
+        encoder = loop.load_params(run, model, len(corpus.vocabulary), at)
     if settings.task == "cells":
         found = finetune_cells(encoder, model, corpus, settings)
         scored, table = tuned_cells.scores(found, settings.seed), _table(found)
@@ -76,7 +78,7 @@ def finetune(
         "finetune": name,
         "packages": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES),
     }
-    rows = [about | dataclasses.asdict(score) for score in scored]
+    rows = [about | score.row() for score in scored]
     _write(folder / PREDICTIONS, lambda partial: table.to_parquet(partial, index=False))
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     _write(folder / SCORES, lambda partial: partial.write_text(lines))
@@ -89,14 +91,7 @@ def vocabulary_of(run: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: the folder holds no run.
     """
-    _settings_of(run)
-    return run / VOCABULARY
-
-
-def _settings_of(run: pathlib.Path) -> dict:
-    if not (run / loop.SETTINGS).is_file():
-        raise ValueError(f"{run}: no {loop.SETTINGS}; --run must be the folder of a trained run")
-    return json.loads((run / loop.SETTINGS).read_text())
+    return loop.run_and_step(run)[0] / VOCABULARY
 
 
 def _claim(folder: pathlib.Path, content: dict) -> None:

@@ -8,9 +8,9 @@ from scipy.special import softmax
 
 from scaling.corpus import subsets
 from scaling.corpus.shards import Corpus
-from scaling.evaluate import classifier
+from scaling.evaluate import classifier, label_scores
 from scaling.evaluate.classifier import Classifier, Labelled
-from scaling.evaluate.intervals import Bootstrap, Score
+from scaling.evaluate.intervals import Score
 from scaling.evaluate.tuning import FinetuneSettings
 from scaling.pretrain.model import ModelSettings
 
@@ -30,6 +30,7 @@ class Predictions:
       split: how the cells were divided.
       note: what was left out.
       losses: of each training step.
+      train_labels: class of each cell trained on.
     """
 
     cells: np.ndarray
@@ -41,6 +42,7 @@ class Predictions:
     split: str
     note: str
     losses: list[float]
+    train_labels: np.ndarray
 
 
 def finetune_cells(
@@ -95,22 +97,17 @@ def finetune_cells(
     ids, true, donors = (test[name].to_numpy(str) for name in ("cell_id", "cell_type", "donor"))
     predicted = np.array(classes)[found.argmax(1)]
     about = tuple(classes), donors, split, "; ".join(note), losses
-    return Predictions(ids, true, predicted, found, *about)
+    taught = train["cell_type"].to_numpy(str)
+    return Predictions(ids, true, predicted, found, *about, taught)
 
 
 def scores(found: Predictions, seed: int = 0) -> list[Score]:
-    """Accuracy, and macro-F1 over the classes among the test cells."""
-    draw = Bootstrap(len(found.true), found.donors, seed=seed)
-    of = {"split": found.split, "note": found.note}
-    true_NxC = (found.true[:, None] == np.array(found.classes)).astype(np.float64)
-    said_NxC = (found.predicted[:, None] == np.array(found.classes)).astype(np.float64)
-
-    def macro_f1(w_SxN):
-        hits, cells, said = w_SxN @ (true_NxC * said_NxC), w_SxN @ true_NxC, w_SxN @ said_NxC
-        return np.nanmean(np.where(cells > 0, 2 * hits / np.maximum(cells + said, 1), np.nan), 1)
-
-    accuracy = draw.mean("accuracy", found.true == found.predicted, **of)
-    return [accuracy, draw.score("macro_f1", macro_f1, **of)]
+    """All scores of a classification, see `label_scores.score_labels`."""
+    predicted = label_scores.Predictions(
+        found.predicted, np.array(found.classes), found.probabilities, found.note
+    )
+    told = {"train_labels": found.train_labels, "donors": found.donors, "split": found.split}
+    return label_scores.score_labels(found.true, predicted, seed=seed, **told)
 
 
 def some(obs: pd.DataFrame, settings: FinetuneSettings) -> pd.DataFrame:

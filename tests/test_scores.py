@@ -1,0 +1,145 @@
+"""Tasks over representations: what is asked, what cannot be, and a model's way from counts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs import smoke
+from scaling.evaluate import representations, scores
+from scaling.evaluate.held_out import EvaluateSettings, HeldOut, all_held_out
+from scaling.evaluate.representations import Representation
+from scaling.pretrain import step
+from scaling.settings import Settings
+
+MODEL = Settings.from_config(smoke.get_config()).run.model
+SETTINGS = EvaluateSettings(-2, 100, (), 0)
+
+
+def held_out(corpus, **changes) -> HeldOut:
+    [data] = all_held_out(corpus, dataclasses.replace(SETTINGS, **changes))
+    return data
+
+
+def rows_of(corpus, embedding=None, **changes):
+    data = held_out(corpus, **changes)
+    if embedding is None:
+        embedding = np.random.default_rng(0).normal(size=(len(data.rows), 4))
+    return scores.rows_of_representation(Representation(lambda _: embedding), data)
+
+
+def test_a_model_embeds_counts_as_it_embeds_the_corpus(tiny_corpus):
+    params = step.initial_params(0, MODEL, len(tiny_corpus.vocabulary))
+    data = held_out(tiny_corpus)
+    model = representations.of_model(params, MODEL, SETTINGS, tiny_corpus)
+    found = model.embed(data)
+    np.testing.assert_array_equal(model.of_counts(data.counts, data.totals), found)
+    silent = data.counts.copy()
+    silent.data[silent.indptr[1] : silent.indptr[2]] = 0
+    silent.eliminate_zeros()
+    again = model.of_counts(silent, data.totals)
+    assert np.isnan(again[1]).all()
+    np.testing.assert_array_equal(np.delete(again, 1, 0), np.delete(found, 1, 0))
+
+
+@pytest.mark.parametrize("name", representations.FITTED)
+def test_baselines_embed_counts_as_they_embed_held_out_cells(tiny_corpus, name):
+    pool = np.flatnonzero(tiny_corpus.obs["split"] == "pool")
+    data = held_out(tiny_corpus)
+    fitted = representations.fit_baselines(tiny_corpus, pool, (name, "majority"))
+    assert list(fitted) == [name]
+    found = fitted[name].embed(data)
+    assert found.shape[0] == len(data.rows) and np.isfinite(found).all()
+    np.testing.assert_array_equal(fitted[name].of_counts(data.counts, data.totals), found)
+
+
+def test_baselines_are_fitted_on_the_cells_given_alone(tiny_corpus):
+    pool = np.flatnonzero(tiny_corpus.obs["split"] == "pool")
+    data = held_out(tiny_corpus)
+    some, more = (
+        representations.fit_baselines(tiny_corpus, rows, ("pca",))["pca"].embed(data)
+        for rows in (pool[:60], pool)
+    )
+    assert not np.allclose(some[:, :4], more[:, :4])
+
+
+def test_only_the_tasks_asked_for_are_scored(tiny_corpus):
+    assert {row["task"] for row in rows_of(tiny_corpus)} == {"cell_types", "batch_mixing"}
+    asked = rows_of(tiny_corpus, tasks=("cell_types",))
+    assert {row["task"] for row in asked} == {"cell_types"}
+    name = asked[0]["dataset"]
+    assert {row["task"] for row in rows_of(tiny_corpus, no_batch_mixing=(name,))} == {"cell_types"}
+
+
+def test_rows_name_the_cells_and_what_scored_them(tiny_corpus):
+    rows = rows_of(tiny_corpus, tasks=("cell_types",))
+    fields = {"task", "dataset", "dataset_hash", "score", "of", "value", "low", "high", "interval"}
+    fields |= {"n", "split", "note", "positions", "read_from", "evaluation_seed", "scored_by"}
+    assert all(set(row) == fields for row in rows)
+    assert len({row["dataset_hash"] for row in rows}) == 1
+    fewer = rows_of(tiny_corpus, tasks=("cell_types",), cells=40)
+    assert fewer[0]["dataset_hash"] != rows[0]["dataset_hash"]
+
+
+def test_what_embeds_no_counts_has_no_noise_scores_and_says_why(tiny_corpus):
+    [accuracy, _] = rows_of(tiny_corpus, tasks=("noise",))
+    assert accuracy["value"] is None and "only the cells" in accuracy["note"]
+
+
+def test_labels_that_the_embedding_knows_are_told_and_shuffled_ones_are_not(tiny_corpus):
+    """Scores fall to chance once the labels are shuffled: they read nothing but the embedding."""
+    data = held_out(tiny_corpus)
+    types, codes = np.unique(data.labels, return_inverse=True)
+    known = np.eye(len(types))[codes] + np.random.default_rng(0).normal(0, 0.1, (len(codes), 4))
+
+    def accuracies(labels):
+        data.obs["cell_type"], data.labels = labels, labels
+        rows = scores.rows_of_representation(Representation(lambda _: known), data)
+        return {r["score"]: r for r in rows if r["of"] == "" and r["value"] is not None}
+
+    true = data.labels
+    before = accuracies(true)
+    after = [accuracies(np.random.default_rng(seed).permutation(true)) for seed in range(6)]
+    largest = np.unique(true, return_counts=True)[1].max() / len(true)
+    for name in ("knn_accuracy", "logistic_accuracy", "knn_macro_f1", "logistic_macro_f1"):
+        assert before[name]["value"] > (0.95 if name.endswith("accuracy") else 0.6)
+        assert np.mean([of[name]["value"] for of in after]) < largest + 0.05, name
+    assert before["avg_bio"]["value"] > 0.8
+    for name, chance in {"avg_bio": 0.4, "ari": 0.1, "nmi": 0.35, "asw_label": 0.55}.items():
+        assert np.mean([of[name]["value"] for of in after]) < chance, name
+
+
+def test_a_stimulus_is_foreseen_and_its_baselines_stand_beside(tiny_corpus):
+    name = held_out(tiny_corpus).name
+    data = held_out(tiny_corpus, tasks=("perturbation",), stimulus={name: ("no", "yes")})
+    data.batches = np.resize(["no", "yes"], len(data.rows))
+    given = Representation(lambda data: np.eye(len(data.rows)))
+    rows = scores.rows_of_representation(given, data)
+    assert rows and {row["task"] for row in rows} == {"perturbation"}
+    beside = scores.rows_of_responses(data)
+    assert set(beside) == {"no_change", "training_mean", "nearest_type", "pca_regression"}
+
+
+def test_classifiers_are_fitted_where_probes_are(tiny_corpus):
+    data = held_out(tiny_corpus, tasks=("cell_types",))
+    found = scores.rows_of_classifiers(("majority", "hvg"), data)
+    assert list(found) == ["majority"]
+    divided = scores.Split.of(data)
+    assert found["majority"][0]["split"] == divided.how and found["majority"][0]["n"] == len(
+        divided.test
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"tasks": ("cell_type",)}, r"evaluate.tasks has \['cell_type'\]"),
+        ({"baselines": ("PCA",)}, r"evaluate.baselines has \['PCA'\]"),
+        ({"tasks": ("ontology",)}, "'ontology', which needs evaluate.ontology"),
+        ({"tasks": ("perturbation",)}, "which needs evaluate.stimulus"),
+        ({"tasks": ("gene_sets",)}, "evaluate.gene_labels or evaluate.gene_sets"),
+    ],
+)
+def test_settings_that_ask_for_what_there_is_not(changes, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(SETTINGS, **changes)
