@@ -264,7 +264,8 @@ def test_real_tables_hold_what_they_are_known_for(real_data):
     )
     bivalent = gene_tables.read_flags(folder / "is_bivalent.csv", "tf", "H3K4me3", "H3K27me3")
     far = gene_tables.read_flags(folder / "is_longrange_tf.csv", "ensembl_id", "is_longrange")
-    central = gene_tables.read_flags(folder / "is_n1_central.csv", "ensembl_id", "network_centricity")
+    near = folder / "is_n1_central.csv"
+    central = gene_tables.read_flags(near, "ensembl_id", "network_centricity")
     sizes = [(sum(t.values()), len(t)) for t in (dosage, bivalent, far, central)]
     assert sizes == [(122, 490), (96, 173), (46, 176), (100, 295)]
 
