@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: study test test-all lint bench clean
+.PHONY: study test test-slow test-all lint bench clean
 
 study: .venv/installed
 	$(RUN) -m experiments.study --config=configs/quickstart.py --workdir=runs/quickstart
@@ -11,8 +11,10 @@ study: .venv/installed
 test: .venv/installed-test
 	$(RUN) -m pytest -n auto -m "not slow"
 
-test-all: .venv/installed-test
-	$(RUN) -m pytest -n auto
+test-slow: .venv/installed-test
+	$(RUN) -m pytest -n auto -m slow
+
+test-all: test test-slow
 
 lint: .venv/installed-test
 	$(RUN) -m ruff check .

@@ -53,7 +53,8 @@ def label_auroc(
     stand the expression of the gene alone, a random embedding of the same width, and by how much
     the embedding beats expression.
 
-    Intervals draw genes, the fitted probes held fixed.
+    Intervals draw genes, the fitted probes held fixed, and the one random embedding with them: it
+    strays from 0.5 by more than its interval says.
 
     Args:
       embedding_VxD: floats, a row per gene; NaN rows are genes that were never seen.
