@@ -47,6 +47,9 @@ SCORES = {  # title and unit of each panel
     "batch_score": ("Batches mixed within types", "1 - |batch silhouette|"),
     "pcr_score": ("Batch variance removed", "share (PCR score)"),
     "average_batch_score": ("Average batch score", "mean of the two batch scores"),
+    "ilisi": ("Batches among neighbours", "iLISI, 0 to 1"),
+    "kbet": ("Neighbourhoods like the whole", "kBET, share accepted"),
+    "graph_connectivity": ("Types in one piece", "graph connectivity"),
 }
 TASKS = {
     "masked_genes": "Masked genes",
