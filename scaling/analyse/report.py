@@ -47,8 +47,8 @@ def analyse(rows: pd.DataFrame, out: Path, provenance: dict) -> str:
     """
     if rows.empty:
         raise ValueError("the scores table is empty: no run has been scored; see the study's log")
-    shown = ~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)
-    rows = rows[shown]  # a study's table holds more than curves can show; all is in scores.csv
+    rows = tidy(rows)  # a study's table holds more than curves can show; all is in scores.csv
+    rows = rows[~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)]
     fits = fit_table(rows)
     claims = judge_claims(rows)
     write_report(out, rows, fits, claims, provenance)
