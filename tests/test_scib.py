@@ -183,10 +183,18 @@ def cells(request, real_data) -> anndata.AnnData:
 
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_scores_are_those_of_scib(cells, embedding):
+def test_scores_are_those_of_scib(cells, embedding, helper):
     here, there = ours(cells, embedding), theirs(cells, embedding)
     for score in EQUAL:
         if here[score] is None:
             assert np.isnan(there[score]), score
         else:
-            assert here[score] == pytest.approx(there[score], abs=CLOSE), score
+            assert here[score] == pytest.approx(there[score], abs=1e-4), score
+    # Of the same neighbours the same; of those that each takes, what `integration` says.
+    near, graph = embedded_lisi(cells, embedding, helper), graph_lisi(cells, embedding, helper)
+    for score in ("ilisi", "clisi"):
+        assert here[score] == pytest.approx(near[score], abs=1e-4), score
+    assert here["clisi"] == pytest.approx(graph["clisi"], abs=CLOSE)
+    assert here["ilisi"] == pytest.approx(graph["ilisi"], abs=0.25)
+    assert here["kbet"] == pytest.approx(kbet(cells, embedding, mapped), abs=5e-3)
+    assert here["kbet"] == pytest.approx(kbet(cells, embedding, walked), abs=0.15)

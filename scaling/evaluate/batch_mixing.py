@@ -71,11 +71,13 @@ def integration(
     often each cell counts is drawn. Batches are never what is drawn: where one of them is a single
     donor, cells are drawn instead of donors.
 
-    Within 1e-4 of scib 1.1.7 on the same embedding and clustering, but for the two scores of 90
-    neighbours. The original takes LISI's neighbours by shortest paths over the graph of 15 with
-    its similarities as lengths, so that the least similar come first; ours are the nearest. Its
-    kBET takes the k cells that most walks over the graph lead to; scib-metrics those nearest in
-    a diffusion map.
+    Against the original scib 1.1.7 on the same embedding and clustering (tests/test_scib.py: two
+    real sets, each as HVG, PCA and Harmony): all but ilisi, clisi and kbet equal to 1e-4. Of LISI
+    the arithmetic is the same to 1e-4, the neighbours are not: the original takes those of the
+    shortest paths over the graph of 15 with its similarities as lengths, so that the least similar
+    come first; here they are the nearest cells. ilisi differs by -0.22 to 0.18, clisi by less than
+    0.01. Of kBET the original takes the cells that most walks over the graph lead to, scib-metrics
+    and this the nearest in a diffusion map: here 0.01 to 0.14 higher.
 
     Args:
       embedding_NxD: floats, one row per cell; distances are taken in float32.

@@ -130,7 +130,9 @@ def _diffused(edges: sparse.csr_matrix, members: np.ndarray, k: int) -> np.ndarr
         within = scale @ within @ scale
     count = min(DIFFUSION, len(members) - 1)
     start = np.random.default_rng(0).normal(size=len(members))
-    values, vectors_MxK = eigsh(within, k=count, which="LM", v0=start)
+    values, vectors_MxK = eigsh(
+        within, k=count, ncv=min(len(members), 3 * count // 2 + 1), which="LM", v0=start
+    )
     # Of value 1 is only what does not diffuse; but for rounding it would be weighted by infinity.
     below_one = values < 1 - 1e-7
     weights = np.where(below_one, values / (1 - np.where(below_one, values, 0.0)), 1.0)

@@ -61,7 +61,8 @@ def nmi(labels: np.ndarray, clusters: np.ndarray) -> Statistic:
             -xlogy(share, share).sum(1) for share in (share_SxP, share_SxL, share_SxC)
         )
         shared = np.maximum(of_labels + of_clusters - of_pairs, 0.0)
-        return _ratio(2 * shared, np.where(of_labels > 0, of_labels + of_clusters, 0.0))
+        either = np.where(of_labels > 0, of_labels + of_clusters, 0.0)
+        return np.minimum(_ratio(2 * shared, either), 1.0)
 
     return statistic
 
