@@ -17,7 +17,7 @@ from scaling.pretrain.model import ModelSettings
 from scaling.pretrain.step import initial_params
 
 MODEL = ModelSettings(
-    layers=2, width=12, heads=3, feed_forward=16, length=64, activation="relu", dropout=0.1,
+    layers=2, width=12, heads=3, feed_forward=16, length=128, activation="relu", dropout=0.1,
     norm_epsilon=1e-12, attention_dropout=0.1,
 )
 PUBLISHED = FinetuneSettings.from_config(finetune_cell_types.get_config().to_dict())
@@ -144,6 +144,27 @@ def test_frozen_layers_alone_leave_the_embedding_to_move(tiny_corpus):
         trained(tiny_corpus, dataclasses.replace(SETTINGS, frozen_layers=3))
 
 
+def test_an_epoch_reads_every_cell_whole_with_its_label(tiny_corpus, monkeypatch):
+    cells, read = cells_of(tiny_corpus), []
+
+    def step(moving, moments, still, batch, *rest):
+        read.append([np.asarray(array) for array in batch])
+        return moving, moments, 0.0
+
+    monkeypatch.setattr(classifier, "_step", step)
+    trained(tiny_corpus, dataclasses.replace(SETTINGS, epochs=1.0, batch=1))
+    whole = tiny_corpus.tokens(cells.rows, MODEL.length)
+    wanted = {(*cell[cell > 0],): label for cell, label in zip(whole, cells.classes, strict=True)}
+    found, lengths = {}, set()
+    for tokens_BxL, labels_B in read:
+        (real,) = np.flatnonzero(labels_B >= 0)
+        assert not np.delete(tokens_BxL, real, axis=0).any()
+        lengths.add(tokens_BxL.shape[1])
+        found[(*tokens_BxL[real][tokens_BxL[real] > 0],)] = labels_B[real]
+    assert found == wanted
+    assert len(lengths) == 2 and len(read) == len(cells.rows)
+
+
 def test_only_matrices_decay():
     settings = dataclasses.replace(SETTINGS, weight_decay=0.5, warmup=0.0, clip=1.0)
     shapes = {("dense", "kernel"): (2, 2), ("dense", "bias"): (2,), ("query", "bias"): (2, 2)}
@@ -164,10 +185,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny_corpus):
 
 @pytest.mark.slow
 def test_dropout_is_drawn_anew_at_each_step(tiny_corpus):
-    cells = cells_of(tiny_corpus)
+    cells = Labelled(tiny_corpus, np.full(8, 5), np.zeros(8, int))  # one cell, in any order
     still = dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
-    settings = dataclasses.replace(  # every step sees the same cells, and nothing moves
-        SETTINGS, learning_rate=1e-12, epochs=3.0, batch=len(cells.rows), warmup=0.0, buckets=1
+    settings = dataclasses.replace(  # every step sees the same, and nothing moves
+        SETTINGS, learning_rate=1e-12, epochs=3.0, batch=8, warmup=0.0, buckets=1
     )
     of_corpus = encoder(len(tiny_corpus.vocabulary))
     for dropout, apart in ((0.0, False), (0.5, True)):
@@ -191,6 +212,7 @@ def test_eight_devices_train_as_one_does(tiny_corpus):
 def test_logits_are_the_same_on_any_devices_and_at_any_length(tiny_corpus):
     params, _ = trained(tiny_corpus)
     rows, module = np.arange(70), module_of(tiny_corpus)
+    assert len(set(tiny_corpus.lengths(rows).clip(max=MODEL.length))) > 5
     found = []
     for buckets, devices in ((3, None), (1, jax.devices()[:1])):
         each = np.full((70, 4), np.nan)
