@@ -128,6 +128,12 @@ def test_what_is_linear_in_the_embedding_is_found(plain):
     assert value(found["pca_regression"], "r2").value < 0.7
 
 
+def test_a_predictor_alone_has_the_scores_that_it_has_beside_others(plain):
+    alone = respond(*responding_cells()[:4], predictors=("embedding",))
+    assert set(alone) == {"embedding", "training_mean"}
+    assert alone == {name: plain[name] for name in alone}
+
+
 def test_one_response_of_all_types_is_the_training_mean():
     found = respond(*responding_cells(signal=0.0)[:4])
     assert value(found["training_mean"], "r2").value > 0.98

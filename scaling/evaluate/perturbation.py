@@ -4,7 +4,7 @@ import numpy as np
 from scipy import sparse
 
 from scaling.evaluate.change_regressions import cell_components, ridge
-from scaling.evaluate.changes import HeldOut, joined, nothing_scored, score_changes
+from scaling.evaluate.changes import REFERENCE, HeldOut, joined, nothing_scored, score_changes
 from scaling.evaluate.intervals import Score
 
 FEWEST_CELLS = 20  # of a type in each condition, of a perturbation, of its control
@@ -23,6 +23,7 @@ def stimulus_response(
     *,
     donors: np.ndarray | None = None,
     seed: int = 0,
+    predictors: tuple[str, ...] = PREDICTORS,
 ) -> dict[str, list[Score]]:
     """Predict the response of a cell type that was left out to a stimulus seen in the others.
 
@@ -50,6 +51,7 @@ def stimulus_response(
       control, stimulated: the two names in condition; cells of others are left out.
       donors: one name per cell, "" where unknown, or None.
       seed: of the resamples; nothing else is drawn.
+      predictors: which are made, `training_mean` always among them.
 
     Returns:
       Scores by predictor, as `score_changes` gives them. All None with a note where fewer than
@@ -86,12 +88,11 @@ def stimulus_response(
     control_UxG = means(x_NxG, controls)
     response_UxG = means(x_NxG, [cells[name][1] for name in types]) - control_UxG
     z_UxD = np.stack([z_NxD[rows].mean(0) for rows in controls])
-    units = []
+    units, made = [], {*predictors, REFERENCE}
     for u, name in enumerate(types):
         others = np.flatnonzero(np.arange(len(types)) != u)
         known_UxG = response_UxG[others]
         fitted_on = np.concatenate([controls[other] for other in others])
-        pca_UxD = cell_components(x_NxG, fitted_on, control_UxG)
         nearest = np.square(control_UxG[others] - control_UxG[u]).sum(1).argmin()
         rows = np.concatenate(cells[name])
         predicted = {
@@ -99,8 +100,11 @@ def stimulus_response(
             "no_change": np.zeros(x_NxG.shape[1]),
             "training_mean": known_UxG.mean(0),
             "nearest_type": known_UxG[nearest],
-            "pca_regression": ridge(pca_UxD[others], known_UxG, pca_UxD[[u]])[0],
         }
+        if "pca_regression" in predictors:  # takes longer than all others
+            pca_UxD = cell_components(x_NxG, fitted_on, control_UxG)
+            predicted["pca_regression"] = ridge(pca_UxD[others], known_UxG, pca_UxD[[u]])[0]
+        predicted = {name: predicted[name] for name in predicted if name in made}
         units.append(
             HeldOut(
                 name,

@@ -119,11 +119,11 @@ def rows_of_responses(data: HeldOut) -> dict[str, list[dict]]:
     """Perturbation scores of the predictors that need no embedding, by name."""
     if "perturbation" not in data.settings.tasks or not _has_stimulus(data):
         return {}
-    found = _responses(data, np.zeros((len(data.rows), 1)))
+    asked = tuple(name for name in perturbation.PREDICTORS if name != "embedding")
+    found = _responses(data, np.zeros((len(data.rows), 1)), asked)
     return {
         name: [_row(data, "perturbation", score.row()) for score in scored]
         for name, scored in found.items()
-        if name != "embedding"
     }
 
 
@@ -214,7 +214,9 @@ class _Examined:
 
     def perturbation(self) -> list[Score]:
         data = self._data
-        return _responses(data, self._embedding)["embedding"] if _has_stimulus(data) else []
+        if not _has_stimulus(data):
+            return []
+        return _responses(data, self._embedding, ("embedding",))["embedding"]
 
     def noise(self) -> list[Score]:
         data, split, represent = self._data, self._split, self._representation.of_counts
@@ -292,11 +294,14 @@ def _has_stimulus(data: HeldOut) -> bool:
     return data.name in data.settings.stimulus and data.counts is not None
 
 
-def _responses(data: HeldOut, embedding_NxD: np.ndarray) -> dict[str, list[Score]]:
+def _responses(
+    data: HeldOut, embedding_NxD: np.ndarray, predictors: tuple[str, ...]
+) -> dict[str, list[Score]]:
     control, stimulated = data.settings.stimulus[data.name]
     return perturbation.stimulus_response(
         embedding_NxD, baselines.log_normalise(data.counts, data.totals), data.labels,
         data.batches, control, stimulated, donors=data.donors, seed=data.settings.seed,
+        predictors=predictors,
     )  # fmt: skip
 
 
