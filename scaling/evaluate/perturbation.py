@@ -60,6 +60,7 @@ def stimulus_response(
     Raises:
       ValueError: shapes disagree, values are not finite, or no cell has one of the conditions.
     """
+    made = tuple(name for name in PREDICTORS if name in (*predictors, REFERENCE))
     x_NxG = expression(expression_NxG)
     z_NxD = finite(embedding_NxD, x_NxG.shape[0], "embedding")
     cell_type, condition = (names(of, x_NxG.shape[0]) for of in (cell_type, condition))
@@ -82,13 +83,13 @@ def stimulus_response(
     )
     if len(types) < FEWEST_UNITS:
         why = f"{len(types)} cell types in both conditions, {FEWEST_UNITS} needed"
-        return nothing_scored(PREDICTORS, split, joined(why, left_out))
+        return nothing_scored(made, split, joined(why, left_out))
     genes = expressed(x_NxG, np.concatenate([rows for name in types for rows in cells[name]]))
     controls = [cells[name][0] for name in types]
     control_UxG = means(x_NxG, controls)
     response_UxG = means(x_NxG, [cells[name][1] for name in types]) - control_UxG
     z_UxD = np.stack([z_NxD[rows].mean(0) for rows in controls])
-    units, made = [], {*predictors, REFERENCE}
+    units = []
     for u, name in enumerate(types):
         others = np.flatnonzero(np.arange(len(types)) != u)
         known_UxG = response_UxG[others]
@@ -104,7 +105,7 @@ def stimulus_response(
         if "pca_regression" in predictors:  # takes longer than all others
             pca_UxD = cell_components(x_NxG, fitted_on, control_UxG)
             predicted["pca_regression"] = ridge(pca_UxD[others], known_UxG, pca_UxD[[u]])[0]
-        predicted = {name: predicted[name] for name in predicted if name in made}
+        predicted = {name: predicted[name] for name in made}
         units.append(
             HeldOut(
                 name,
