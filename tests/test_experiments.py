@@ -43,7 +43,8 @@ def test_evaluate_writes_one_row_a_score_beside_baselines(workdir):
     arguments = f"--workdir={workdir}", f"--checkpoint={step}", "--tasks=masked_genes,noise"
     printed = call("evaluate", SMOKE, *arguments, "--baselines=pca,majority").stdout
     assert "untrained" in printed and "accuracy" in printed
-    rows = [json.loads(line) for line in (workdir / "scores" / "scores.jsonl").open()]
+    lines = (workdir / "scores" / "scores.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     tasks = {(row["model"], row["task"]) for row in rows}
     both = {(name, "masked_genes") for name in ("model", "untrained")}
     noised = {(name, "noise") for name in ("model", "untrained", "pca")}
