@@ -201,15 +201,28 @@ def test_every_value_is_that_of_scib_metrics():
 
 @pytest.mark.slow
 def test_kbet_finds_what_scib_metrics_approximates():
+    """Three times as many cells of one batch, so that equal shares are not what is expected."""
     x_NxD, _, batch = cells(apart=0.0, shift=1.0)
     x_NxD = np.r_[x_NxD, x_NxD + 0.01]
     batch = np.r_[batch, batch]
     labels = np.repeat(["p", "q"], N_CELLS)
+    kept = (batch == "x") | (np.arange(2 * N_CELLS) % 3 == 0)
+    x_NxD, batch, labels = x_NxD[kept], batch[kept], labels[kept]
     accepted_N = neighbourhoods.kbet_accepted(graph_of(x_NxD, 50), labels, batch)
     rates = [accepted_N[labels == label].mean() for label in ("p", "q")]
     reference = scib_metrics.kbet_per_label(graph_of(x_NxD, 50), batch, labels)
     assert np.mean(rates) == pytest.approx(reference, abs=0.02)
-    assert 0.2 < reference < 0.9
+    assert 0.2 < reference < 0.95
+
+
+def test_the_largest_of_a_label_s_parts_is_found():
+    x_NxD, _, _ = cells(apart=0.0)
+    labels = np.repeat(["a", "b"], N_CELLS // 2)
+    x_NxD[:20] += 500.0  # the first cells of "a" are its smaller part
+    x_NxD[-100:] -= 500.0  # the last ones of "b" its larger part
+    largest_N = neighbourhoods.in_largest_component(graph_of(x_NxD, 15), labels)
+    cell = np.arange(N_CELLS)
+    assert (largest_N == ((cell >= 20) & (cell < 120) | (cell >= 140))).all()
 
 
 def test_kbet_tests_only_labels_of_enough_cells_in_two_batches():

@@ -107,7 +107,8 @@ def test_the_same_seed_gives_the_same_picture_and_nothing_else_is_left(tmp_path)
 def test_an_old_picture_stays_where_the_new_one_fails(drawn, monkeypatch, tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
 
-    def fails(*args, **kwargs):
+    def fails(figure, path, **kwargs):
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fails)
