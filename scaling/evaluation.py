@@ -32,7 +32,9 @@ def asking_for(
 def evaluate(
     settings: Settings, checkpoint: pathlib.Path, workdir: pathlib.Path, built: str | None
 ) -> str:
-    """Scores a trained run, the untrained model, and baselines fitted on the training cells.
+    """Scores a trained run, the untrained model, and baselines fitted on the run's training cells.
+
+    Where the corpus is another than the run's, they are fitted on all of its training cells.
 
     Args:
       settings: of the run; `settings.evaluate` says what is scored.
@@ -43,23 +45,24 @@ def evaluate(
     Returns:
       The headline scores as a table of text, and where the rest is.
     """
-    loop.run_and_step(checkpoint)  # refuses what it can before a corpus is built
+    folder, _ = loop.run_and_step(checkpoint)  # refuses what it can before a corpus is built
     corpus = prepare.corpus_of(settings, workdir, built)
     held_out = all_held_out(corpus, settings.evaluate)
     out = workdir / "scores"
-    pool = np.flatnonzero(corpus.obs["split"] == "pool")
+    rows = loop.rows_trained_on(folder, corpus)
+    rows = np.flatnonzero(corpus.obs["split"] == "pool") if rows is None else rows
     untrained = step.initial_params(0, settings.run.model, len(corpus.vocabulary))
     found = {"model": study.evaluate_run(checkpoint, settings.run, held_out, out)}
     found["untrained"] = study.score_params(untrained, settings.run, held_out, out, "untrained")
-    found |= study.baseline_rows(corpus, pool, held_out, out) | study.unfitted_rows(held_out)
+    found |= study.baseline_rows(corpus, rows, held_out, out) | study.unfitted_rows(held_out)
     made = {
         "checkpoint": str(checkpoint),
         "commit": provenance.commit(),
         "packages": provenance.packages(),
     }
-    rows = [{"model": name, **row, **made} for name, of in found.items() for row in of]
-    study.write_lines(out / "scores.jsonl", rows)
-    table = pd.DataFrame(rows)
+    scored = [{"model": name, **row, **made} for name, of in found.items() for row in of]
+    study.write_lines(out / "scores.jsonl", scored)
+    table = pd.DataFrame(scored)
     table.to_csv(out / "scores.csv", index=False)
     draw_noise(table, out)
     return f"{headline(table)}\n\nAll scores, with intervals, and pictures: {out}"

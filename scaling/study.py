@@ -153,8 +153,11 @@ def evaluate_run(
                 f"{folder} was trained with vocabulary {trained}, {data.corpus.folder} has "
                 f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
             )
-    params = loop.load_params(folder, run.model, len(held_out[0].corpus.vocabulary), at)
-    return score_params(params, run, held_out, pictures, "model")
+    corpus = held_out[0].corpus
+    params = loop.load_params(folder, run.model, len(corpus.vocabulary), at)
+    rows = loop.rows_trained_on(folder, corpus)
+    labels = None if rows is None else corpus.obs["cell_type"].to_numpy(str)[rows]
+    return score_params(params, run, held_out, pictures, "model", labels)
 
 
 def score_params(
@@ -163,15 +166,14 @@ def score_params(
     held_out: list[HeldOut],
     pictures: pathlib.Path | None = None,
     name: str = "",
+    training_labels: np.ndarray | None = None,
 ) -> list[dict]:
-    """Scores of weights at all tasks; see `evaluate_run`."""
+    """Scores of weights at all tasks; see `evaluate_run` and `scores.rows_of_representation`."""
     found = []
+    told = {"training_labels": training_labels, "pictures": pictures, "name": name}
     for data in held_out:
         found += scores.rows_of_model(params, run.model, run.masking, data)
         of = representations.of_model(params, run.model, data.settings, data.corpus)
-        pool = data.corpus.obs["split"] == "pool"
-        labels = data.corpus.obs["cell_type"][pool].to_numpy(str)
-        told = {"training_labels": labels, "pictures": pictures, "name": name}
         found += scores.rows_of_representation(of, data, **told)
     return found
 

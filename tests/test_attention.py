@@ -47,8 +47,10 @@ def test_values_and_gradients_are_those_of_plain_attention(length):
 
 
 def test_dropout_takes_its_share_and_keeps_the_mean():
-    query, key, _, _, mask = draw(200)
-    one_hot = np.broadcast_to(np.eye(200, dtype=np.float32)[None, :, None], (2, 200, 3, 200))
+    length = QUERIES + 50
+    query, key, _, _, mask = draw(length)
+    one_hot = np.eye(length, dtype=np.float32)[None, :, None]
+    one_hot = np.broadcast_to(one_hot, (2, length, 3, length))
     weights = blocked(query, key, one_hot, mask)
     dropped = blocked(query, key, one_hot, mask, rate=0.25)
     kept = np.asarray(dropped)[1] != 0

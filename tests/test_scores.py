@@ -120,6 +120,15 @@ def test_a_stimulus_is_foreseen_and_its_baselines_stand_beside(tiny_corpus):
     assert set(beside) == {"no_change", "training_mean", "nearest_type", "pca_regression"}
 
 
+def test_harmony_without_batches_has_a_note_and_not_an_error(tiny_corpus):
+    data = held_out(tiny_corpus)  # of one batch
+    harmony = representations.fit_baselines(tiny_corpus, np.arange(9), ("harmony",))["harmony"]
+    rows = scores.rows_of_representation(harmony, data)
+    assert {row["value"] for row in rows} == {None} and "there must be two" in rows[0]["note"]
+    data.batches = np.resize(["a", "b"], len(data.rows))
+    assert harmony.lacks(data) == "" and harmony.embed(data).shape[0] == len(data.rows)
+
+
 def test_classifiers_are_fitted_where_probes_are(tiny_corpus):
     data = held_out(tiny_corpus, tasks=("cell_types",))
     found = scores.rows_of_classifiers(("majority", "hvg"), data)
@@ -136,6 +145,9 @@ def test_classifiers_are_fitted_where_probes_are(tiny_corpus):
         ({"tasks": ("cell_type",)}, r"evaluate.tasks has \['cell_type'\]"),
         ({"baselines": ("PCA",)}, r"evaluate.baselines has \['PCA'\]"),
         ({"tasks": ("ontology",)}, "'ontology', which needs evaluate.ontology"),
+        ({"tasks": ("ontology",), "ontology": "no.obo"}, "files that are not there: no.obo"),
+        ({"tasks": ("gene_sets",), "gene_sets": "no.gmt"}, "files that are not there: no.gmt"),
+        ({"pool": "last"}, "evaluate.pool is 'last'"),
         ({"tasks": ("perturbation",)}, "which needs evaluate.stimulus"),
         ({"tasks": ("gene_sets",)}, "evaluate.gene_labels or evaluate.gene_sets"),
     ],

@@ -240,6 +240,25 @@ def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):
         study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)
 
 
+def test_cells_that_a_run_was_trained_on_are_known_of_its_own_corpus_alone(done, tmp_path):
+    corpus = Corpus.open(done[0] / "corpus")
+    for cells in (50, 200):
+        found = loop.rows_trained_on(done[0] / "runs" / f"mlm-n{cells}-s0", corpus)
+        assert len(found) == cells
+        assert (corpus.obs["split"].to_numpy()[found] == "pool").all()
+    config = small_config()
+    config.simulation.seed = 1
+    other = prepare.corpus_of(Settings.from_config(config), tmp_path)
+    assert loop.rows_trained_on(done[0] / "runs" / "mlm-n50-s0", other) is None
+
+
+def test_types_absent_from_pretraining_are_those_of_the_runs_own_cells(table):
+    absent = table[table["score"] == "knn_in_pretraining_accuracy"].set_index("run")
+    assert absent["n"]["mlm-n50-s0"] <= absent["n"]["mlm-n200-s0"]
+    assert absent["note"]["untrained-s0"] == "cell types of pretraining not given"
+    assert not absent["note"].filter(like="mlm").str.contains("not given").any()
+
+
 def test_a_refused_start_does_not_lock_the_folder(tmp_path):
     config = small_config()
     config.data.cell_type = "label"

@@ -20,7 +20,7 @@ def some(seed: int, n: int = 40):
     return values, labels, clusters, rng.multinomial(n, np.full(n, 1 / n), size=2).astype(float)
 
 
-def as_repeated(statistic, plain, weights_SxN):
+def check_repeated(statistic, plain, weights_SxN):
     """The statistic of weights and the plain function of which cells, repeated, to take."""
     weights_SxN = np.r_[np.ones((1, weights_SxN.shape[1])), weights_SxN]
     found = statistic(weights_SxN)
@@ -39,14 +39,14 @@ def test_weights_repeat_cells(seed):
         kept = cells[np.isfinite(values[cells])]
         return np.mean([values[kept[labels[kept] == name]].mean() for name in set(labels[kept])])
 
-    as_repeated(weighted.mean_of_means(values, labels), of_groups, weights)
-    as_repeated(weighted.mean_of_means(values), lambda cells: np.nanmean(values[cells]), weights)
-    as_repeated(weighted.median(values), lambda cells: np.nanmedian(values[cells]), weights)
+    check_repeated(weighted.mean_of_means(values, labels), of_groups, weights)
+    check_repeated(weighted.mean_of_means(values), lambda cells: np.nanmean(values[cells]), weights)
+    check_repeated(weighted.median(values), lambda cells: np.nanmedian(values[cells]), weights)
     for score, plain in (
         (weighted.nmi, normalized_mutual_info_score),
         (weighted.ari, adjusted_rand_score),
     ):
-        as_repeated(score(labels, clusters), lambda c, f=plain: f(labels[c], clusters[c]), weights)
+        check_repeated(score(labels, clusters), lambda c, f=plain: f(labels[c], clusters[c]), weights)
 
 
 @given(SEEDS)
@@ -76,7 +76,7 @@ def test_f1_with_weights_is_that_of_repeated_cells():
     def plain(cells):
         return f1_score(labels[cells] == "a", clusters[cells] == "s")
 
-    as_repeated(weighted.best_f1(labels, ["a"], [clusters]), plain, weights)
+    check_repeated(weighted.best_f1(labels, ["a"], [clusters]), plain, weights)
 
 
 @given(SEEDS)
@@ -90,7 +90,7 @@ def test_share_between_batches_of_repeated_cells(seed):
         between = sum((b == n).sum() * np.square(x[b == n].mean(0)).sum() for n in set(b))
         return between / np.square(x).sum()
 
-    as_repeated(components.batch_share(x_NxK, batch), plain, weights)
+    check_repeated(components.batch_share(x_NxK, batch), plain, weights)
 
 
 def test_groups_without_weight_are_left_out_and_nothing_is_nan():

@@ -109,7 +109,7 @@ def fit_probes(
       RuntimeError: the logistic regression did not converge.
     """
     train_labels = np.asarray(train_labels, str)
-    _check("training", train_NxD, train_labels)
+    check("training", train_NxD, train_labels)
     if train_labels.size < NEIGHBOURS or len(set(train_labels)) < 2:
         raise ValueError(
             f"{train_labels.size} training cells of {len(set(train_labels))} classes: at least "
@@ -143,7 +143,7 @@ def predict(
     Raises:
       ValueError: a value is not finite, or another number of dimensions than at fitting.
     """
-    _check("test", test_NxD, np.empty(len(test_NxD), str))
+    check("test", test_NxD, np.empty(len(test_NxD), str))
     fitted = probes["knn"].n_features_in_
     if test_NxD.shape[1] != fitted:
         raise ValueError(
@@ -185,7 +185,7 @@ def probe(
 
     Raises: ValueError and RuntimeError as fit_probes, predict and score_labels do.
     """
-    _check("test", test_NxD, np.asarray(test_labels, str))
+    check("test", test_NxD, np.asarray(test_labels, str))
     found = predict(fit_probes(train_NxD, train_labels, seed=seed), test_NxD)
     return [
         score
@@ -198,7 +198,8 @@ def probe(
     ]  # fmt: skip
 
 
-def _check(side: str, x_NxD: np.ndarray, labels: np.ndarray) -> None:
+def check(side: str, x_NxD: np.ndarray, labels: np.ndarray) -> None:
+    """Raises a ValueError on embeddings of other cells than the labels, or not finite ones."""
     if x_NxD.ndim != 2 or labels.shape != x_NxD.shape[:1]:
         raise ValueError(
             f"{side} embeddings of shape {x_NxD.shape} and labels of shape {labels.shape}: "

@@ -18,13 +18,11 @@ from scaling.corpus import coverage, pieces, readers
 from scaling.corpus.shards import Corpus, pad
 from scaling.corpus.tokens import PAD, SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
+from scaling.evaluate.held_out import POOLS
 from scaling.pretrain import sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 
 LENGTHS = (64, 128, 256, 384, 512, 768, 1_024, 1_536)  # that cells are padded to, or the longest
-
-
-POOLS = ("genes", "cls")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "special", "pool"))

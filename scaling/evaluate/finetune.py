@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 
 import pandas as pd
 
+from scaling import provenance
 from scaling.corpus.shards import VOCABULARY, Corpus
 from scaling.evaluate import tuned_cells, tuned_genes
 from scaling.evaluate.tuned_cells import Predictions, finetune_cells
@@ -17,7 +17,6 @@ from scaling.pretrain import loop, step
 from scaling.pretrain.model import ModelSettings
 
 SETTINGS, SCORES, PREDICTIONS = "settings.json", "scores.jsonl", "predictions.parquet"
-PACKAGES = ("jax", "flax", "optax", "numpy", "scikit-learn")
 
 __all__ = [
     "FinetuneSettings", "GenePredictions", "Predictions", "finetune", "finetune_cells",
@@ -38,7 +37,7 @@ def finetune(
 
     Returns:
       One row a score: task, dataset, dataset_hash, the fields of a `Score`, seed, start, model
-      (the run's hash), finetune (hash of all that the scores depend on), packages.
+      (the run's hash), finetune (hash of all that the scores depend on), commit, packages.
 
     Raises:
       ValueError: no run, one of another vocabulary, a folder of another fine-tuning, or bad data.
@@ -76,7 +75,8 @@ def finetune(
         "start": settings.start,
         "model": held["hash"],
         "finetune": name,
-        "packages": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES),
+        "commit": provenance.commit(),
+        "packages": provenance.packages(),
     }
     rows = [about | score.row() for score in scored]
     _write(folder / PREDICTIONS, lambda partial: table.to_parquet(partial, index=False))

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import importlib.util
+import pathlib
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from scaling.corpus import subsets
 from scaling.corpus.shards import Corpus
 
 ORDER_SEED = 0  # of the choice of cells where a data set has more than are scored
+POOLS = ("genes", "cls")
 TASKS = (
     "masked_genes", "cell_types", "batch_mixing", "perturbation", "noise", "ontology", "gene_sets",
 )  # fmt: skip
@@ -52,6 +55,10 @@ class EvaluateSettings:
     gene_sets: str = ""
 
     def __post_init__(self):
+        if self.pool not in POOLS:
+            raise ValueError(f"evaluate.pool is {self.pool!r}; give one of {POOLS}")
+        if "scvi" in self.baselines and importlib.util.find_spec("scvi") is None:
+            raise ValueError("evaluate.baselines has 'scvi'; install the extra, scaling[scvi]")
         for field, names in (("tasks", TASKS), ("baselines", BASELINES)):
             if unknown := sorted(set(getattr(self, field)) - set(names)):
                 raise ValueError(f"evaluate.{field} has {unknown}; there are {names}")
@@ -60,6 +67,11 @@ class EvaluateSettings:
             if task in self.tasks and not any(getattr(self, name) for name in needed):
                 fields = " or ".join(f"evaluate.{name}" for name in needed)
                 raise ValueError(f"evaluate.tasks has {task!r}, which needs {fields}")
+        named = [self.ontology, self.ontology_labels] if "ontology" in self.tasks else []
+        if "gene_sets" in self.tasks:
+            named += [self.gene_sets, *(table.get("path") for table in self.gene_labels.values())]
+        if missing := [path for path in named if path and not pathlib.Path(path).is_file()]:
+            raise ValueError(f"evaluate names files that are not there: {', '.join(missing)}")
 
 
 def held_out_sets(corpus: Corpus, settings: EvaluateSettings) -> dict[str, np.ndarray]:

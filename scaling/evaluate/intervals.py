@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -77,7 +78,7 @@ class Bootstrap:
 
     def ratio(self, name: str, above_N: np.ndarray, below_N: np.ndarray, **of) -> Score:
         """Sum of a value per cell over the sum of another, as nats over positions."""
-        return self.score(name, lambda w_SxN: _over(w_SxN @ above_N, w_SxN @ below_N), **of)
+        return self.score(name, lambda w_SxN: ratio(w_SxN @ above_N, w_SxN @ below_N), **of)
 
     def score(
         self, name: str, statistic: Callable[[np.ndarray], np.ndarray], **of
@@ -94,16 +95,25 @@ class Bootstrap:
           The value with every cell counted once. Without an interval where fewer than 95 % of the
           resamples have a value; of value None where all cells together have none.
         """
+        if not self.n or not np.isfinite(statistic(np.ones((1, self.n)))[0]):
+            return Score(name, None, **({"n": self.n, "note": "no cell counts"} | of))
+        return self.of_values(name, self.values(statistic), **of)
+
+    def values(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """A statistic with every cell counted once, then of each resample: [1 + 1,000, ...]."""
+        weights = itertools.chain([np.ones((1, self.n))], self._resamples())  # some at a time
+        return np.concatenate([statistic(weights_SxN) for weights_SxN in weights])
+
+    def of_values(self, name: str, values_S: np.ndarray, **of) -> Score:
+        """The score of `values`, as `score` gives it."""
         of = {"n": self.n} | of
-        value = float(statistic(np.ones((1, self.n)))[0]) if self.n else np.nan
+        value, draws = float(values_S[0]), values_S[1:][np.isfinite(values_S[1:])]
         if not np.isfinite(value):
-            return Score(name, None, **({"note": "no cell counts"} | of))
-        draws = np.concatenate([statistic(weights_SxN) for weights_SxN in self._resamples()])
-        defined = draws[np.isfinite(draws)]
-        if len(defined) < LEVEL * DRAWS:
+            return Score(name, None, **of)
+        if len(draws) < LEVEL * DRAWS:
             return Score(name, value, **of)
-        low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Score(name, value, float(low), float(high), **({"interval": self.interval} | of))
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        return Score(name, value, low, high, **({"interval": self.interval} | of))
 
     def _resamples(self):
         """How often each cell counts, float64 [S, N], a share of all resamples at a time."""
@@ -120,5 +130,6 @@ class Bootstrap:
         return np.stack(drawn)
 
 
-def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Quotients of two arrays of one shape; NaN where what is divided by is not above 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)

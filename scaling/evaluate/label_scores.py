@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import sparse
 
-from scaling.evaluate.intervals import DRAWS, LEVEL, Bootstrap, Score
+from scaling.evaluate.intervals import Bootstrap, Score, ratio
 
 RARE = 0.01  # of all labelled cells
 BINS = 15  # of confidence, equally wide
@@ -89,13 +89,13 @@ def score_labels(
     one_hot.append(one_hot[0].multiply(right[:, None]))
     sums = table.sums(sparse.hstack(one_hot, format="csr"))
     true_SxC, named_SxC, right_SxC = np.split(sums, 3, axis=1)
-    recall_SxC = _ratio(right_SxC, true_SxC)
-    f1_SxC = _ratio(2 * right_SxC, true_SxC + named_SxC)
+    recall_SxC = ratio(right_SxC, true_SxC)
+    f1_SxC = ratio(2 * right_SxC, true_SxC + named_SxC)
     present = true_SxC[0] > 0
     seen = np.isin(classes, train_labels)
 
     def accuracy(name: str, of_C: np.ndarray, note: str) -> None:
-        value_S = _ratio(right_SxC[:, of_C].sum(1), true_SxC[:, of_C].sum(1))
+        value_S = ratio(right_SxC[:, of_C].sum(1), true_SxC[:, of_C].sum(1))
         table.add(name, value_S, int(true_SxC[0, of_C].sum()), note=note)
 
     everything = np.full(len(classes), True)
@@ -143,7 +143,7 @@ def score_labels(
 
     total_Sx1 = true_SxC.sum(1, keepdims=True)
     share_SxC = (named_SxC - true_SxC) / total_Sx1
-    precision_SxC = _ratio(right_SxC, named_SxC)
+    precision_SxC = ratio(right_SxC, named_SxC)
     for c, name in enumerate(classes):
         cells, given = int(true_SxC[0, c]), int(named_SxC[0, c])
         said = "" if seen[c] else "not in the reference"
@@ -184,7 +184,7 @@ def _calibration(table, predicted, true_N, labels_N, right_N, absent_N) -> None:
     table.add(names[2], brier_S / cells_S, len(rows), note="0 best, 2 worst")
     absent = int(absent_N.sum())
     told = "" if absent else "all test cells are of types in the reference"
-    table.add(names[3], _ratio(sure_S, absent_S), absent, note=told)
+    table.add(names[3], ratio(sure_S, absent_S), absent, note=told)
 
 
 class _Table:
@@ -196,31 +196,15 @@ class _Table:
 
     def sums(self, design_NxK: sparse.csr_matrix) -> np.ndarray:
         """Column sums over all cells, then over those of each resample: float64 [1 + S, K]."""
-        kept = []
-
-        def keep(weights_SxN):
-            kept.append(weights_SxN @ design_NxK)
-            return np.zeros(len(weights_SxN))
-
-        self._bootstrap.score("", keep)
-        return np.concatenate(kept)
+        return self._bootstrap.values(lambda weights_SxN: weights_SxN @ design_NxK)
 
     def add(self, name: str, value_S: np.ndarray, n: int, of: str = "", note: str = "") -> None:
-        """A score from its value over all cells and over each resample's, as Bootstrap.score."""
-        value, draws = value_S[0], value_S[1:][np.isfinite(value_S[1:])]
-        low = high = None
-        interval = few = ""
-        if np.isfinite(value) and len(draws) >= LEVEL * DRAWS:
-            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-            interval = self._bootstrap.interval
-        elif np.isfinite(value):
-            few = "too few cells for an interval"
-        self.scores.append(
-            Score(
-                self._prefix + name, float(value) if np.isfinite(value) else None, low, high, n,
-                str(of), interval, self._split, "; ".join(filter(None, [note, few, self._note])),
-            )
-        )  # fmt: skip
+        """A score from its value over all cells and over each resample's."""
+        told = {"n": n, "of": str(of), "split": self._split}
+        score = self._bootstrap.of_values(self._prefix + name, value_S, **told)
+        few = "" if score.interval or score.value is None else "too few cells for an interval"
+        note = "; ".join(filter(None, [note, few, self._note]))
+        self.scores.append(dataclasses.replace(score, note=note))
 
     def nothing(self, name: str, note: str) -> None:
         self.add(name, np.full(1, np.nan), 0, note=note)
@@ -231,12 +215,9 @@ def _one_hot(codes_N: np.ndarray, width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(n), (np.arange(n), codes_N)), shape=(n, width))
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
-
 
 def _mean_where(values_SxC: np.ndarray, counted_SxC: np.ndarray) -> np.ndarray:
-    return _ratio(np.where(counted_SxC, values_SxC, 0.0).sum(1), counted_SxC.sum(1))
+    return ratio(np.where(counted_SxC, values_SxC, 0.0).sum(1), counted_SxC.sum(1))
 
 
 def _told(names: np.ndarray, cells: int, all_cells: int, where: str) -> str:

@@ -9,6 +9,7 @@ import scipy.linalg
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
+from scaling.evaluate import cell_types
 from scaling.evaluate.intervals import LARGEST, Bootstrap, Score
 from scaling.evaluate.ontology import Ontology, left_out, match
 
@@ -104,13 +105,7 @@ def graph_agreement(
       ValueError: shapes disagree or the embedding is not finite.
     """
     labels = np.asarray(labels, str)
-    if embedding_NxD.ndim != 2 or labels.shape != embedding_NxD.shape[:1]:
-        raise ValueError(
-            f"embedding of shape {embedding_NxD.shape}, labels of {labels.shape}: pass cells x "
-            "dimensions and one label per cell"
-        )
-    if not np.isfinite(embedding_NxD).all():
-        raise ValueError("the embedding holds NaN or infinity; drop or recompute those cells")
+    cell_types.check("all", embedding_NxD, labels)
     found, unmatched = match(labels, ontology, table)
     term_N = np.array([found.get(label, "") for label in labels], str)
     terms, cells = np.unique(term_N[term_N != ""], return_counts=True)

@@ -27,11 +27,13 @@ class Representation:
         has no gene. None where there is none but for the cells fitted on.
       genes: held-out cells -> by kind, float32 [genes of the corpus, D], NaN where they have none;
         None where genes have no embedding.
+      lacks: held-out cells -> what they lack to be embedded, "" where nothing.
     """
 
     embed: Callable[[HeldOut], np.ndarray]
     of_counts: Callable[[sparse.csr_matrix, np.ndarray], np.ndarray] | None = None
     genes: Callable[[HeldOut], dict[str, np.ndarray]] | None = None
+    lacks: Callable[[HeldOut], str] = lambda data: ""
 
 
 def of_model(
@@ -76,8 +78,11 @@ def fit_baselines(corpus: Corpus, rows: np.ndarray, names: tuple[str, ...]) -> d
     Returns:
       {name: Representation}; without those of FITTED where the training cells have no counts.
     """
-    found = {name: Representation(functools.partial(_integrated, name)) for name in names}
-    found = {name: of for name, of in found.items() if name in TRANSDUCTIVE}
+    found = {
+        name: Representation(functools.partial(_integrated, name), lacks=_batches)
+        for name in names
+        if name in TRANSDUCTIVE
+    }
     asked = [name for name in names if name in FITTED]
     if not asked or not corpus.has_counts(rows):
         return found
@@ -110,6 +115,11 @@ def _loadings(pca: baselines.Pca, data: HeldOut) -> dict[str, np.ndarray]:
 
 def _of_cells(apply: Callable, data: HeldOut) -> np.ndarray:
     return apply(data.counts, data.totals)
+
+
+def _batches(data: HeldOut) -> str:
+    known = (data.batches != "").all() and len(set(data.batches)) > 1
+    return "" if known else "it integrates batches: every cell needs one, and there must be two"
 
 
 def _integrated(name: str, data: HeldOut) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from scaling.evaluate import cell_types
 from scaling.evaluate.intervals import FEWEST_DONORS, Score
 
 MOST = 2_000  # cells clustered: distances and linkage grow with the square
@@ -57,13 +58,7 @@ def roughness(
       ValueError: shapes disagree or the embedding is not finite.
     """
     labels = np.asarray(labels, str)
-    if embedding_NxD.ndim != 2 or labels.shape != embedding_NxD.shape[:1]:
-        raise ValueError(
-            f"embedding of shape {embedding_NxD.shape}, labels of {labels.shape}: pass cells x "
-            "dimensions and one label per cell"
-        )
-    if not np.isfinite(embedding_NxD).all():
-        raise ValueError("the embedding holds NaN or infinity; drop or recompute those cells")
+    cell_types.check("all", embedding_NxD, labels)
     rng = np.random.default_rng(seed)
     rows, note = np.flatnonzero(labels != ""), ""
     if rows.size > most:

@@ -32,7 +32,6 @@ from scaling.evaluate.representations import Representation
 from scaling.pretrain.masking import MaskingSettings
 from scaling.pretrain.model import ModelSettings
 
-NO_MIXING = "its batches are no batches: see evaluate.no_batch_mixing"
 PROBES = ("knn", "logistic")
 
 
@@ -76,6 +75,9 @@ def rows_of_representation(
       pictures: folder that gets them; None draws none.
       name: of the representation, in the pictures' names and titles.
     """
+    if lacking := representation.lacks(data):
+        nothing = _none(batch_mixing.NAMES, lacking)
+        return [_row(data, "batch_mixing", score.row()) for score in nothing]
     at = _Examined(representation, data, training_labels, pictures, name)
     tasks = {
         "cell_types": at.cell_types, "batch_mixing": at.batch_mixing,
@@ -242,7 +244,8 @@ class _Examined:
         )
         found += roughness.roughness(self._embedding, data.labels, **told)
         if self._split.reason:
-            return found + _none(["lcad", "lcad_path"], self._split.reason)
+            names = [f"{probe}_{s}" for probe in PROBES for s in ("lcad", "lcad_path")]
+            return found + _none(names, self._split.reason, split=self._split.how)
         true, donors = data.labels[self._split.test], data.donors[self._split.test]
         for probe, predicted in self._predicted.items():
             scored = ontology.lcad(true, predicted.labels, terms, table, donors=donors, seed=seed)

@@ -10,11 +10,10 @@ from scaling.corpus import subsets
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import classifier, label_scores
 from scaling.evaluate.classifier import Classifier, Labelled
+from scaling.evaluate.held_out import ORDER_SEED
 from scaling.evaluate.intervals import Score
 from scaling.evaluate.tuning import FinetuneSettings
 from scaling.pretrain.model import ModelSettings
-
-ORDER_SEED = 0  # of the choice of cells where there are more than are used
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import xlogy
 
+from scaling.evaluate.intervals import ratio
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
@@ -26,9 +28,9 @@ def mean_of_means(values_N: np.ndarray, groups: np.ndarray | None = None) -> Sta
         weights = w_SxN[:, cells]
         below_SxG = np.add.reduceat(weights, starts, axis=1)
         weights *= values
-        means_SxG = _ratio(np.add.reduceat(weights, starts, axis=1), below_SxG)
+        means_SxG = ratio(np.add.reduceat(weights, starts, axis=1), below_SxG)
         there_SxG = below_SxG > 0
-        return _ratio(np.where(there_SxG, means_SxG, 0.0).sum(1), there_SxG.sum(1))
+        return ratio(np.where(there_SxG, means_SxG, 0.0).sum(1), there_SxG.sum(1))
 
     return statistic
 
@@ -62,7 +64,7 @@ def nmi(labels: np.ndarray, clusters: np.ndarray) -> Statistic:
         )
         shared = np.maximum(of_labels + of_clusters - of_pairs, 0.0)
         either = np.where(of_labels > 0, of_labels + of_clusters, 0.0)
-        return np.minimum(_ratio(2 * shared, either), 1.0)
+        return np.minimum(ratio(2 * shared, either), 1.0)
 
     return statistic
 
@@ -75,7 +77,7 @@ def ari(labels: np.ndarray, clusters: np.ndarray) -> Statistic:
         n = w_SxN.sum(1)
         of_pairs, of_labels, of_clusters = ((c * (c - 1)).sum(1) / 2 for c in table.count(w_SxN))
         by_chance = of_labels * of_clusters / (n * (n - 1) / 2)
-        return _ratio(of_pairs - by_chance, (of_labels + of_clusters) / 2 - by_chance)
+        return ratio(of_pairs - by_chance, (of_labels + of_clusters) / 2 - by_chance)
 
     return statistic
 
@@ -95,9 +97,9 @@ def best_f1(labels: np.ndarray, chosen: list[str], clusterings: list[np.ndarray]
 
     def statistic(w_SxN: np.ndarray) -> np.ndarray:
         of_label_SxI, of_cluster_SxI = w_SxN @ members_NxI, w_SxN @ found_NxI
-        f1_SxI = _ratio(2 * w_SxN @ (members_NxI * found_NxI), of_label_SxI + of_cluster_SxI)
+        f1_SxI = ratio(2 * w_SxN @ (members_NxI * found_NxI), of_label_SxI + of_cluster_SxI)
         there_SxI = of_label_SxI > 0
-        return _ratio(np.where(there_SxI, f1_SxI, 0.0).sum(1), there_SxI.sum(1))
+        return ratio(np.where(there_SxI, f1_SxI, 0.0).sum(1), there_SxI.sum(1))
 
     return statistic
 
@@ -134,7 +136,3 @@ def _runs(codes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order that brings equal codes, 0 to the highest, together, and where each begins."""
     order = np.argsort(codes_N, kind="stable")
     return order, np.flatnonzero(np.diff(codes_N[order], prepend=-1))
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-QUERIES = 128  # at a time: their scores stay near the core on CPU
+QUERIES = 256  # at a time: their scores stay near the core on CPU
 
 
 def attend(
@@ -75,21 +75,22 @@ def _backward(rate: float, residuals, d_out_KxBxHxRxE):
 
     def block(carry, args):
         d_key_BxHxExL, d_value_BxHxExL = carry
-        query_BxHxRxE, d_out_BxHxRxE, along, peak, kept_RxL = args
+        query_BxHxRxE, query_BxHxExR, d_out_BxHxRxE, d_out_BxHxExR, along, peak, kept_RxL = args
         weights = jnp.exp(_scores(query_BxHxRxE, key_BxHxLxE, mask) - peak)
         d_weights = _product("bhre,bhle->bhrl", d_out_BxHxRxE, value_BxHxLxE)
         kept_weights = weights
         if rate:
             kept_weights = jnp.where(kept_RxL, weights, 0.0)
         d_scores = kept_weights * d_weights - weights * along
-        # E x L, not L x E: the large operand is then read as it lies, in a third of the time.
-        d_value_BxHxExL += _product("bhre,bhrl->bhel", d_out_BxHxRxE, kept_weights)
-        d_key_BxHxExL += _product("bhre,bhrl->bhel", query_BxHxRxE, d_scores)
+        # E x R and E x L: both operands are then read as they lie, in a third of the time.
+        d_value_BxHxExL += _product("bher,bhrl->bhel", d_out_BxHxExR, kept_weights)
+        d_key_BxHxExL += _product("bher,bhrl->bhel", query_BxHxExR, d_scores)
         return (d_key_BxHxExL, d_value_BxHxExL), _product("bhrl,bhle->bhre", d_scores, key_BxHxLxE)
 
+    turned = functools.partial(jnp.swapaxes, axis1=-1, axis2=-2)
     zero = jnp.zeros_like(jnp.swapaxes(key_BxHxLxE, 2, 3), out.dtype)
     (d_key, d_value), d_query = jax.lax.scan(
-        block, (zero, zero), (query, d_out, along, peak, kept_KxRxL)
+        block, (zero, zero), (query, turned(query), d_out, turned(d_out), along, peak, kept_KxRxL)
     )
     d_key, d_value = jnp.swapaxes(d_key, 2, 3), jnp.swapaxes(d_value, 2, 3)
     some_key = mask.any(-1, keepdims=True)  # without one, all scores are a constant

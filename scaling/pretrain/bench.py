@@ -16,7 +16,7 @@ from scaling.corpus import alone
 from scaling.corpus import bench as measures
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.pretrain import feeding, masking, optimizer, step, whole_steps
-from scaling.pretrain.model import RankEncoder
+from scaling.pretrain.model import ModelSettings, RankEncoder
 
 STEPS = 1_000  # of the learning rate's schedule
 BUCKETS = 32  # lengths to pad to, at most: the README's advice for cells of unlike lengths
@@ -65,7 +65,7 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
 
     def case_of(loss) -> bench.Case:
         def case() -> bench.Program:
-            params = step.initial_params(0, settings.model, vocabulary)
+            params = _weights(settings.model, vocabulary)
             tokens = whole_steps.full_cells(vocabulary, settings.model.length, 1)
             cells = _masked(tokens, vocabulary, settings)
             model = RankEncoder(settings.model, vocabulary)
@@ -88,6 +88,13 @@ def one_cell(settings: step.RunSettings, vocabulary: int) -> dict[str, bench.Cas
         "mlm": case_of(_mlm),
         "full-length mlm": case_of(_full_length_mlm),
     }
+
+
+def _weights(model: ModelSettings, vocabulary: int) -> dict:
+    """Random weights, drawn without compiling: that would hold more memory than what is timed."""
+    shapes = jax.eval_shape(lambda: step.initial_params(0, model, vocabulary))
+    draw = np.random.default_rng(0)
+    return jax.tree.map(lambda of: jnp.asarray(draw.normal(0, 0.02, of.shape), of.dtype), shapes)
 
 
 def corpora(

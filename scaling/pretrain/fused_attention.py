@@ -8,8 +8,6 @@ tested interpreted on CPU, cuDNN as far as the program that names it.
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
 from jax.sharding import PartitionSpec as P
 
 from kernels.cab import api
@@ -148,6 +146,10 @@ def _block(length: int) -> int:
 
 def _splash_of_cell(query_HxMxE, key_HxLxE, value_HxLxE, length):
     """Blocks of keys that begin beyond the length are skipped, a block that it cuts is masked."""
+    # Loaded here: it takes memory and half a second of every start.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
+
     (_, queries, _), keys = query_HxMxE.shape, key_HxLxE.shape[1]
     rows, columns = _block(queries), _block(keys)
     shape = 1, queries // rows, keys // columns

@@ -124,6 +124,15 @@ def run_and_step(given: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     return folder, step
 
 
+def rows_trained_on(folder: pathlib.Path, corpus: Corpus) -> np.ndarray | None:
+    """Rows of the cells that a run was trained on; None where that was another corpus."""
+    held = json.loads((folder / SETTINGS).read_text())
+    settings = RunSettings.from_config({**held, "devices": {}})
+    if settings.hash(corpus.manifest["checksums"]) != held["hash"]:
+        return None
+    return subset(corpus, settings.train)
+
+
 def load_params(
     folder: pathlib.Path, model: ModelSettings, vocabulary: int, step: int | None = None
 ) -> dict:
