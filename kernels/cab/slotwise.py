@@ -109,7 +109,11 @@ def _backward(cut: Cut, saved, cotangents):
         d_hidden_KxBxD = jnp.einsum("kbv,vd->kbd", low, embedding_VxD, **accumulate)
         # D x V, not V x D: the product then needs no transposed copy of the large operand.
         d_embedding_DxV += jnp.einsum("kbd,kbv->dv", hidden_KxBxD, low, **accumulate)
-        return (behind, d_embedding_DxV, d_bias_V + d_logits.sum((0, 1))), d_hidden_KxBxD
+        # A product, as in `_sum`.
+        ones_KxB = jnp.ones_like(d_logits[..., 0])
+        precision = jax.lax.Precision.HIGHEST
+        d_bias_V += jnp.einsum("kb,kbv->v", ones_KxB, d_logits, precision=precision)
+        return (behind, d_embedding_DxV, d_bias_V), d_hidden_KxBxD
 
     def forwards(before: _Before, slot):
         P, row = slot
