@@ -108,7 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.seed = 0  # of splits, clusterings and resamples
     evaluate.pool = "genes"  # mean over the genes' positions; or cls, the state of V2's <cls>
     # also: perturbation, noise, ontology, gene_sets
-    evaluate.tasks = ("masked_genes", "cell_types", "batch_mixing")
+    evaluate.tasks = ("masked_genes", "cell_types", "batch_mixing", "confounds")
     # fitted on the model's training cells: hvg, pca, parameter_free; on the scored cells: harmony,
     # scvi; on those that probes are fitted on: majority, logistic, random_forest, svm
     evaluate.baselines = ("hvg", "pca")

@@ -64,11 +64,14 @@ def test_baselines_are_fitted_on_the_cells_given_alone(tiny_corpus):
 
 
 def test_only_the_tasks_asked_for_are_scored(tiny_corpus):
-    assert {row["task"] for row in rows_of(tiny_corpus)} == {"cell_types", "batch_mixing"}
+    default = {"cell_types", "batch_mixing", "confounds"}
+    assert {row["task"] for row in rows_of(tiny_corpus)} == default
     asked = rows_of(tiny_corpus, tasks=("cell_types",))
     assert {row["task"] for row in asked} == {"cell_types"}
     name = asked[0]["dataset"]
-    assert {row["task"] for row in rows_of(tiny_corpus, no_batch_mixing=(name,))} == {"cell_types"}
+    assert {row["task"] for row in rows_of(tiny_corpus, no_batch_mixing=(name,))} == {
+        "cell_types", "confounds"
+    }  # fmt: skip
 
 
 def test_rows_name_the_cells_and_what_scored_them(tiny_corpus):

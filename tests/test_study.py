@@ -60,9 +60,9 @@ def test_every_model_and_floor_has_its_scores(table):
     models = {"mlm", "cab", "untrained", "hvg", "pca", "copy_input", "most_frequent"}
     assert set(table["model"]) == models
     tasks = table.groupby("model")["task"].agg(set)
-    everything = {"masked_genes", "cell_types", "batch_mixing"}
+    everything = {"masked_genes", "cell_types", "batch_mixing", "confounds"}
     assert tasks["mlm"] == tasks["cab"] == tasks["untrained"] == everything
-    assert tasks["pca"] == tasks["hvg"] == {"cell_types", "batch_mixing"}
+    assert tasks["pca"] == tasks["hvg"] == {"cell_types", "batch_mixing", "confounds"}
     sizes = table.groupby("model")["cells"].agg(set)
     assert sizes["mlm"] == sizes["pca"] == sizes["most_frequent"] == {50, 200}
     assert sizes["untrained"] == {0}

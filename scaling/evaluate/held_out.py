@@ -14,7 +14,8 @@ from scaling.corpus.shards import Corpus
 ORDER_SEED = 0  # of the choice of cells where a data set has more than are scored
 POOLS = ("genes", "cls")
 TASKS = (
-    "masked_genes", "cell_types", "batch_mixing", "perturbation", "noise", "ontology", "gene_sets",
+    "masked_genes", "cell_types", "batch_mixing", "confounds", "perturbation", "noise", "ontology",
+    "gene_sets",
 )  # fmt: skip
 BASELINES = (
     "hvg", "pca", "parameter_free", "harmony", "scvi",
@@ -46,7 +47,7 @@ class EvaluateSettings:
     no_batch_mixing: tuple[str, ...]
     seed: int
     pool: str = "genes"
-    tasks: tuple[str, ...] = TASKS[:3]
+    tasks: tuple[str, ...] = TASKS[:4]
     baselines: tuple[str, ...] = BASELINES[:2]
     stimulus: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     ontology: str = ""

@@ -13,6 +13,7 @@ from scaling.evaluate import (
     batch_mixing,
     cell_types,
     classifiers,
+    confounds,
     confusion,
     gene_sets,
     gene_tables,
@@ -80,7 +81,7 @@ def rows_of_representation(
         return [_row(data, "batch_mixing", score.row()) for score in nothing]
     at = _Examined(representation, data, training_labels, pictures, name)
     tasks = {
-        "cell_types": at.cell_types, "batch_mixing": at.batch_mixing,
+        "cell_types": at.cell_types, "batch_mixing": at.batch_mixing, "confounds": at.confounds,
         "perturbation": at.perturbation, "noise": at.noise, "ontology": at.ontology,
         "gene_sets": at.gene_sets,
     }  # fmt: skip
@@ -213,6 +214,13 @@ class _Examined:
         self._draw("umap", umaps.draw, x_NxD, labels, batches, title, seed=seed)
         before, donors = _expression(data)[known], data.donors[known]
         return batch_mixing.integration(x_NxD, labels, batches, before, donors=donors, seed=seed)
+
+    def confounds(self) -> list[Score]:
+        data = self._data
+        return confounds.depth_shares(
+            self._embedding, data.obs["length"].to_numpy(), data.totals,
+            donors=data.donors, seed=data.settings.seed,
+        )  # fmt: skip
 
     def perturbation(self) -> list[Score]:
         data = self._data
