@@ -13,7 +13,7 @@ from kernels.cab import bench, shapes
 from scaling import prepare
 from scaling.corpus import bench_report
 from scaling.corpus.bench import Cells
-from scaling.evaluate import bench as embedding
+from scaling.evaluate import bench as evaluation
 from scaling.pretrain import whole_steps
 from scaling.pretrain.bench import corpora, one_cell, steps
 from scaling.settings import Settings
@@ -24,7 +24,7 @@ CELLS = flags.DEFINE_integer("cells", 4, "cells of a batch")
 ONLY = flags.DEFINE_string("only", "", "measure what has this in its title")
 H5AD = flags.DEFINE_string("h5ad", "", "real cells for the corpora and to embed; '' simulates them")
 CORPUS_CELLS = flags.DEFINE_integer("corpus_cells", 20_000, "cells of the corpora")
-MEMORY_CELLS = flags.DEFINE_list("memory_cells", ["20000"], "cells of the builds watched")
+MEMORY_CELLS = flags.DEFINE_list("memory_cells", ["20000"], "cells of what is watched")
 
 
 def main(arguments: list[str]) -> None:
@@ -46,8 +46,10 @@ def main(arguments: list[str]) -> None:
     rows = whole_steps.rows(models, genes, count, prepare.corpus_of, cells.folder, rounds)
     embedded = dataclasses.replace(first, data=dataclasses.replace(first.data, h5ad=H5AD.value))
     of_cells = functools.partial(prepare.corpus_of, embedded, cells.folder / "embedded")
-    rows |= embedding.rows("gf-v1-10m", dataclasses.asdict(first.run.model), of_cells, rounds)
-    rows |= corpora(cells, first.run, rounds, [int(size) for size in MEMORY_CELLS.value])
+    sizes = [int(size) for size in MEMORY_CELLS.value]
+    model = dataclasses.asdict(first.run.model)
+    rows |= evaluation.rows("gf-v1-10m", model, of_cells, rounds, sizes)
+    rows |= corpora(cells, first.run, rounds, sizes)
     titles = [title for title in (*groups, *rows) if ONLY.value in title]
     if not titles:
         raise app.UsageError(f"no title holds {ONLY.value!r}; there are {[*groups, *rows]}")

@@ -17,6 +17,7 @@ from configs import default, quickstart
 from kernels.cab import bench, cab_loss, shapes
 from scaling.corpus import alone, bench_report, plain, readers, tile
 from scaling.corpus import bench as corpus_bench
+from scaling.evaluate import bench as evaluation_bench
 from scaling.pretrain import feeding, masking, sharding
 from scaling.pretrain.bench import feed, one_cell, steps
 from scaling.settings import Settings
@@ -283,6 +284,15 @@ def test_ratios_are_of_the_least_times():
     assert row["rates"] == {"ours": 12, "plain": 3} and row["ratio"] == 4 and row["goal"] == 8
     assert row["seconds"]["plain"] == {"least": 4, "median": 6}
     assert "ours to plain                4.00 (goal 8)" in bench_report.table({"build": row})
+
+
+def test_batch_mixing_is_timed_at_each_size():
+    row = evaluation_bench.mixing([100, 200])
+    assert list(row["rates"]) == list(row["memory"]) == ["100 cells", "200 cells"]
+    for way, cells in (("100 cells", 100), ("200 cells", 200)):
+        assert row["rates"][way] * row["seconds"][way] == pytest.approx(cells)
+        assert row["memory"][way] > 1e8
+    assert "goal                          111 cells/s" in bench_report.table({"mixing": row})
 
 
 def test_a_fresh_process_gives_its_value_its_memory_or_its_last_words():

@@ -1,4 +1,4 @@
-"""A config's encoder and cells of mixed length -> cells embedded in a second, ours and BERT's.
+"""An encoder and cells -> cells embedded in a second, ours and BERT's; batch scores of a second.
 
 Each way runs in a fresh process, in turns with the other; only ratios count. The public BERT is
 `transformers.BertModel` as it ships, on batches of at most as many tokens, of
@@ -21,20 +21,50 @@ from scaling.corpus.tokens import PAD
 
 CELLS = 256  # embedded in a turn
 LAYER = -2  # whose states are averaged
+WIDTH, TYPES, BATCHES = 256, 10, 6  # of the cells whose batch mixing is scored
+MINUTES = 3  # that 20,000 of them may take
 
 
 def rows(
-    title: str, model: dict, corpus_of: Callable[[], Corpus], rounds: int
+    title: str, model: dict, corpus_of: Callable[[], Corpus], rounds: int, sizes: list[int]
 ) -> dict[str, Callable[[], dict]]:
-    """What is measured of embedding, by title; measured when it is called.
+    """What is measured of evaluation, by title; measured when it is called.
 
     Args:
       title: names the model.
       model: the fields of `ModelSettings`.
       corpus_of: makes the corpus of the cells.
       rounds: how often each way is timed.
+      sizes: cells whose batch mixing is scored.
     """
-    return {f"embedding: {title}": functools.partial(embedding, model, corpus_of, rounds)}
+    return {
+        f"embedding: {title}": functools.partial(embedding, model, corpus_of, rounds),
+        f"batch mixing: {WIDTH} dimensions": functools.partial(mixing, sizes),
+    }
+
+
+def mixing(sizes: list[int]) -> dict:
+    """Cells in a second and memory of every batch score, each size in a fresh process."""
+    rates, seconds, memory = {}, {}, {}
+    for count in tqdm(sizes, desc="batch mixing", unit="size", leave=False):
+        way = f"{count:,} cells"
+        seconds[way], peak = alone.run_watched(mixing_seconds, count)
+        rates[way], memory[way] = count / seconds[way], peak["largest"]
+    goal = {"goal": 20_000 / (60 * MINUTES)}
+    return {"unit": "cells/s", "rates": rates, "seconds": seconds, "memory": memory} | goal
+
+
+def mixing_seconds(cells: int) -> float:
+    """Seconds of the batch scores of random cells that lie by type and, less so, by batch."""
+    from scaling.evaluate import batch_mixing
+
+    rng = np.random.default_rng(0)
+    types, batches = rng.integers(TYPES, size=cells), rng.integers(BATCHES, size=cells)
+    x_NxD = rng.normal(size=(cells, WIDTH)).astype(np.float32)
+    x_NxD += rng.normal(size=(TYPES, WIDTH)).astype(np.float32)[types]
+    before_NxD = x_NxD + rng.normal(size=(BATCHES, WIDTH)).astype(np.float32)[batches]
+    names = types.astype(str), batches.astype(str)
+    return _seconds(lambda: batch_mixing.integration(x_NxD, *names, before_NxD, seed=0))
 
 
 def embedding(model: dict, corpus_of: Callable[[], Corpus], rounds: int) -> dict:
