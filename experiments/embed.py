@@ -1,6 +1,7 @@
 """Run + cells -> a copy of their `.h5ad` with embeddings in `.obsm`.
 
 python -m experiments.embed --checkpoint=RUN --h5ad=CELLS --out=COPY [--name=NAME] [--layer=-2]
+[--pool=genes]
 """
 
 import json
@@ -22,6 +23,7 @@ H5AD = flags.DEFINE_string("h5ad", None, "cells to embed, raw counts", required=
 OUT = flags.DEFINE_string("out", None, "the copy to write", required=True)
 NAME = flags.DEFINE_string("name", "scaling", "embeddings go to .obsm['X_<name>']")
 LAYER = flags.DEFINE_integer("layer", -2, "layer whose states are averaged; -2: before the last")
+POOL = flags.DEFINE_enum("pool", "genes", embed.POOLS, "mean of the genes' states, or <cls>'s")
 GENE_NAMES = flags.DEFINE_string("data.gene_names", "", "CSV: gene_name, ensembl_id; for symbols")
 GENE_COLUMN = flags.DEFINE_string("data.gene_column", "", "column of .var with ids; or the index")
 COUNTS = flags.DEFINE_string("data.layer", "", "layer with raw counts; '' looks in .X, then .raw.X")
@@ -37,7 +39,7 @@ def main() -> str:
     params = loop.load_params(run, model, len(vocabulary), step)
     out = pathlib.Path(OUT.value)
     found, covered = embed.embed_file(
-        params, model, LAYER.value, vocabulary, source, ids, out, NAME.value
+        params, model, LAYER.value, vocabulary, source, ids, out, NAME.value, POOL.value
     )
     known = "" if covered is None else f"; {covered:.1%} of the counts are of genes it knows"
     return f"{out}: {found.shape[0]} cells x {found.shape[1]} in .obsm['X_{NAME.value}']{known}"

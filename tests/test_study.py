@@ -196,6 +196,9 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
     other = tmp_path / "other.h5ad"
     with pytest.raises(ValueError, match="simulated.h5ad: the vocabulary covers 0.*least"):
         embed.embed_file(params, settings.run.model, -2, vocabulary, source, few, other, "mlm")
+    with pytest.raises(ValueError, match="'cls' only where cells begin with <cls>"):
+        asked = settings.run.model, -2, vocabulary, source, ids, other, "mlm", "cls"
+        embed.embed_file(params, *asked)
     assert not list(tmp_path.glob("other*"))
 
 

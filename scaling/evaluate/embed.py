@@ -79,7 +79,7 @@ def embed_tokens(
     """
     if pool not in POOLS or (pool == "cls" and special <= len(SPECIAL)):
         raise ValueError(
-            f"evaluate.pool is {pool!r} and the vocabulary has {special} special tokens; give one "
+            f"the pool is {pool!r} and the vocabulary has {special} special tokens; give one "
             f"of {POOLS}, 'cls' only where cells begin with <cls>"
         )
     _check_layer(model, layer)
@@ -184,6 +184,7 @@ def embed_file(
     ids: np.ndarray,
     out: pathlib.Path,
     name: str,
+    pool: str = "genes",
 ) -> tuple[np.ndarray, float | None]:
     """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
 
@@ -197,6 +198,7 @@ def embed_file(
       ids: gene ids of its columns.
       out: the copy; must not exist.
       name: of the embedding.
+      pool: see `embed_tokens`.
 
     Returns:
       The embeddings, float32 [cells, D]; the share of the file's counts in the vocabulary, None of
@@ -222,7 +224,7 @@ def embed_file(
             block, real = pad(cells, model.length, vocabulary.around), lengths > 0
             if real.any():
                 blocks, special = [block[real]], len(vocabulary.special)
-                embedding[rows[real]] = embed_tokens(params, model, layer, blocks, special)
+                embedding[rows[real]] = embed_tokens(params, model, layer, blocks, special, pool)
             bar.update(len(rows))
     partial = out.with_name(out.name + ".partial")
     try:
