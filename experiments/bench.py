@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> None:
     path = pathlib.Path(OUT.value)
     cells = Cells(path.with_suffix(".cells"), H5AD.value, CORPUS_CELLS.value, first.data)
     rows = whole_steps.rows(models, genes, count, prepare.corpus_of, cells.folder, rounds)
-    embedded = dataclasses.replace(first, data=dataclasses.replace(first.data, h5ad=H5AD.value))
+    unlabelled = dataclasses.replace(first.data, h5ad=H5AD.value, cell_type="", batch="", donor="")
+    embedded = dataclasses.replace(first, data=unlabelled)
     of_cells = functools.partial(prepare.corpus_of, embedded, cells.folder / "embedded")
     sizes = [int(size) for size in MEMORY_CELLS.value]
     model = dataclasses.asdict(first.run.model)
