@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import blood, default, genecorpus_1m, quickstart, smoke
-from scaling import prepare, study
+from scaling import axes, jobs, manifest, prepare, processes, study
 from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
@@ -264,7 +264,7 @@ def test_a_refused_start_does_not_lock_the_folder(tmp_path):
     config.data.cell_type = "label"
     with pytest.raises(ValueError, match="no column 'label'"):
         study.run(Settings.from_config(config), tmp_path)
-    study._refuse_other_study(tmp_path, Settings.from_config(small_config()))
+    manifest.refuse_other(tmp_path, Settings.from_config(small_config()))
     assert [p.name for p in tmp_path.iterdir()] == ["simulated.h5ad"]
 
 
