@@ -24,7 +24,7 @@ def at_once(
     """Calls work(*arguments) for every task, so many at a time; one crash ends no other.
 
     GPUs are shared out: each process has its part of them, or of the memory of one. SIGTERM ends
-    all processes as it ends a run, and so does the end of this one.
+    all processes as it ends a run, and so do Ctrl-C and the end of this one.
 
     Args:
       work: a function of a module.
@@ -136,6 +136,7 @@ def _child(work: Callable, given: tuple, log: pathlib.Path) -> None:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C this process learns by SIGTERM
     try:
         work(*given)
     except hosts.Stopped as stopped:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,8 @@ import pytest
 
 from scaling import processes
 from scaling.pretrain import hosts
+
+HERE = pathlib.Path(__file__).parent
 
 
 def mark(folder: pathlib.Path, name: str) -> None:
@@ -55,8 +58,7 @@ def test_a_crash_is_told_and_all_others_are_done(tmp_path):
 
 def test_sigterm_ends_all_processes_as_it_ends_a_run(tmp_path):
     def ask():
-        while not (tmp_path / "started").exists():
-            time.sleep(0.1)
+        wait_for(tmp_path / "started")
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -67,6 +69,29 @@ def test_sigterm_ends_all_processes_as_it_ends_a_run(tmp_path):
         list(processes.at_once(wait_for_the_end, tasks, 1, logs))
     assert (tmp_path / "saved").exists()  # by the first; the second never began
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path):
+    script = (
+        f"import pathlib, sys; sys.path.insert(0, {str(HERE)!r})\n"
+        "import test_processes as t\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = pathlib.Path({str(tmp_path)!r})\n"
+        "    logs = {'one': folder / 'log.txt'}\n"
+        "    list(t.processes.at_once(t.wait_for_the_end, {'one': (folder,)}, 1, logs))\n"
+    )
+    (tmp_path / "start.py").write_text(script)
+    paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    starter = subprocess.Popen([sys.executable, tmp_path / "start.py"], env=os.environ | paths)
+    wait_for(tmp_path / "started")
+    starter.kill()
+    starter.wait()
+    wait_for(tmp_path / "saved")
+
+
+def wait_for(path: pathlib.Path) -> None:
+    while not path.exists():
+        time.sleep(0.1)
 
 
 def test_gpus_or_their_memory_are_shared_out(monkeypatch):
