@@ -121,12 +121,22 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.gene_labels = ml_collections.ConfigDict()
     evaluate.gene_sets = ""  # GMT file, for gene_sets
 
+    # A study runs every combination of these axes; () is the one value of the config's own field.
     config.study = study = ml_collections.ConfigDict()
     # Unique cells of the nested subsets: counts, fractions of the training pool (0.1, 1.0) or
     # ladders "first:last:steps", spaced evenly in the logarithm ("100:1e6:9").
     study.sizes = (100, 1_000, 10_000)
     study.schemes = ("random",)  # of subsets; also: reweighted, sketch
     study.objectives = ("mlm", "cab")  # also: cab_no_similarity
-    study.seeds = (0, 1)  # each is subset, init and mask seed of its runs
+    study.seeds = (0, 1)  # each is subset, init and mask seed of its runs, or a triple of these
+    study.steps = ()  # durations: train.steps, the same for every size ...
+    study.epochs = ()  # ... and train.epochs; each value of either is one duration
+    # Model sizes: rungs of the ladder ("0.4m", "1m"), or pairs of a name and fields of config.model
+    # ("small", {"layers": 2}); set model.base_width, so that one learning rate holds for all.
+    study.encoders = ()
+    study.variants = ()  # objective.variant of cab: recalibrated, plain
+    # objective.weight of cab: numbers, or pairs of a variant and its own ("plain", 200.0)
+    study.weights = ()
+    study.masking_rates = ()  # masking.rate of training; all runs are scored at masking.rate
 
     return config.lock()

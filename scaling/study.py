@@ -1,129 +1,126 @@
 """Settings -> corpus, runs, scores, fits and report in one folder; skips what is done."""
 
+import contextlib
 import dataclasses
 import datetime
-import itertools
+import functools
 import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+import filelock
+import jax
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaling import prepare, provenance
+from scaling import axes, hparams, manifest, prepare, processes, provenance
 from scaling.analyse import report
 from scaling.corpus import diversity
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import representations, scores
 from scaling.evaluate.held_out import HeldOut, all_held_out
+from scaling.jobs import BASELINES, UNTRAINED, Job, cost, plan, run_settings
 from scaling.pretrain import hosts, loop, step, writer
+from scaling.pretrain.masking import MaskingSettings
 from scaling.settings import Settings
 
-SCORES, MANIFEST = "scores.jsonl", "study.json"
-HPARAMS = ("objective", "cells", "seed", "similarity_weight", "learning_rate", "steps")
+SCORES, LOCK, LOG = "scores.jsonl", "lock", "log.txt"
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One row of the study's manifest: what is trained or fitted, on which cells."""
+class Incomplete(Exception):
+    """Some jobs of a study failed; all others are done, and the report is of those.
 
-    name: str
-    model: str
-    cells: int
-    seed: int
-    scheme: str = "random"
+    Attributes:
+      verdict: what the report of the others says.
+    """
+
+    def __init__(self, message: str, verdict: str):
+        super().__init__(message)
+        self.verdict = verdict
 
 
-def run(settings: Settings, workdir: pathlib.Path) -> str:
-    """Runs a study, or what is left of it.
+def run(
+    settings: Settings, workdir: pathlib.Path, at_once: int = 0, submit: dict | None = None
+) -> str:
+    """Runs a study, or what is left of it; a job that fails does not end the others.
 
     On many hosts all train, and each computes the scores that the first one writes.
 
     Args:
       settings: of the whole study.
-      workdir: gets corpus/, runs/<job>/, scores.jsonl, scores.csv, report.html, plots/.
+      workdir: gets study.json, corpus/, runs/<job>/, scores.jsonl, scores.csv, report.html, plots/.
+      at_once: jobs at a time, each in a process of its own; 0: one after another in this one.
+      submit: see `processes.submitted`; None runs the jobs on this machine.
 
     Returns:
       The verdict in words, and where the report is.
 
     Raises:
       ValueError: bad input or settings, or the folder holds another study.
+      Incomplete: jobs failed; the same call tries them again.
     """
     plan(settings)  # refuses what it can before a corpus is built
-    _refuse_other_study(workdir, settings)
-    corpus = hosts.one_by_one(lambda: prepare.corpus_of(settings, workdir))
+    manifest.refuse_other(workdir, settings)
+    apart = bool(at_once or submit)
+    if apart and jax.distributed.is_initialized() and jax.process_count() > 1:
+        raise ValueError(
+            "--at_once and --submit give each run a process of its own, and this is one of "
+            f"{jax.process_count()} that share a run; start one, without --coordinator"
+        )
+    build = functools.partial(prepare.corpus_of, settings, workdir)
+    corpus = build() if apart else hosts.one_by_one(build)
     if hosts.first():
         print(prepare.describe(corpus), file=sys.stderr)
     jobs = plan(settings, int((corpus.obs["split"] == "pool").sum()))
-    largest = max(job.cells for job in jobs)
     for scheme in settings.study.schemes:  # refuses what the pool lacks before any run
-        job = Job("", "", largest, settings.study.seeds[0], scheme)
-        loop.subset(corpus, run_settings(settings, job).train)
+        of_scheme = [job for job in jobs if job.scheme == scheme]
+        largest = max(of_scheme, key=lambda job: job.cells)
+        loop.subset(corpus, run_settings(settings, largest).train)
     held_out = all_held_out(corpus, settings.evaluate)
-    content = {"config_hash": settings.hash(), "settings": settings.content()}
-    content["jobs"] = [dataclasses.asdict(job) for job in jobs]
-    _write(workdir / MANIFEST, lambda partial: partial.write_text(json.dumps(content, indent=1)))
-    for job in (bar := tqdm(jobs, desc="study", unit="job", disable=not hosts.first())):
-        bar.set_postfix_str(job.name)
-        folder = workdir / "runs" / job.name
-        if not hosts.all_agree((folder / SCORES).exists()):
-            rows = _do(job, settings, corpus, held_out, folder)
-            write_lines(folder / SCORES, _complete(rows, job, settings))
-    if not hosts.first():
-        return ""
-    rows = [row for job in jobs for row in writer.read_rows(workdir / "runs" / job.name / SCORES)]
-    write_lines(workdir / SCORES, rows)
-    table = pd.DataFrame(rows)
-    table.to_csv(workdir / "scores.csv", index=False)
-    _write_hparams(table, settings, workdir)
-    verdict = report.analyse(table, workdir, origin(workdir) | {"cells": prepare.describe(corpus)})
-    return f"{verdict}\n\nReport: {workdir / 'report.html'}"
+    faults = _do_all(settings, workdir, jobs, corpus, held_out, at_once, submit)
+    return _report(settings, workdir, jobs, faults, corpus) if hosts.first() else ""
 
 
-def plan(settings: Settings, pool: int | None = None) -> list[Job]:
-    """All jobs of a study, in the order in which they are done.
+def attempt(
+    job: Job, settings: Settings, corpus: Corpus, held_out: list[HeldOut], workdir: pathlib.Path
+) -> str:
+    """Does a job and writes its scores; or writes into its folder what failed, and returns it."""
+    folder = _folder(workdir, job)
+    try:
+        rows = _do(job, settings, corpus, held_out, folder)
+        write_lines(folder / SCORES, _complete(rows, job, settings))
+    except hosts.Stopped:
+        raise
+    except Exception as error:
+        # Of many hosts one that failed alone must end, so that none waits for it.
+        if jax.process_count() > 1 and not isinstance(error, FloatingPointError):
+            raise
+        return manifest.write_fault(folder, error)
+    if hosts.first():
+        (folder / manifest.FAILED).unlink(missing_ok=True)
+    return ""
 
-    Args:
-      settings: of the study.
-      pool: cells of the training pool; None where not known: without sizes that are fractions.
 
-    Raises:
-      ValueError: runs too short for their cells or warm-up, or a fraction of too few cells.
+def work(settings: Settings, workdir: pathlib.Path, job: Job) -> None:
+    """`attempt` of a process that was started for this job alone.
+
+    Where another process is at the job, of an earlier start of the study, it waits for that one.
     """
-    grid = settings.study
-    sizes = grid.cells(pool)
-    for cells in sizes:
-        settings.run.train.total_steps(cells)
-    jobs = [Job(f"untrained-s{seed}", "untrained", 0, seed) for seed in grid.seeds]
-    for seed, scheme, cells in itertools.product(grid.seeds, grid.schemes, sizes):
-        kind = "" if scheme == "random" else f"-{scheme}"
-        for model in ("baselines", *grid.objectives):
-            jobs.append(Job(f"{model}{kind}-n{cells}-s{seed}", model, cells, seed, scheme))
-    return jobs
-
-
-def run_settings(settings: Settings, job: Job) -> step.RunSettings:
-    """Settings of one pretraining run of a study."""
-    train = dataclasses.replace(
-        settings.run.train,
-        cells=job.cells,
-        scheme=job.scheme,
-        subset_seed=job.seed,
-        init_seed=job.seed,
-        mask_seed=job.seed,
-    )
-    objective = settings.run.objective
-    if job.model in settings.study.objectives:
-        objective = dataclasses.replace(objective, name=job.model)
-    return dataclasses.replace(settings.run, train=train, objective=objective)
+    folder = _folder(workdir, job)
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / LOCK):
+        if not (folder / SCORES).exists():
+            corpus = prepare.corpus_of(settings, workdir)
+            attempt(job, settings, corpus, all_held_out(corpus, settings.evaluate), workdir)
 
 
 def evaluate_run(
     given: pathlib.Path, run: step.RunSettings, held_out: list[HeldOut],
-    pictures: pathlib.Path | None = None,
+    pictures: pathlib.Path | None = None, masking: MaskingSettings | None = None,
 ) -> list[dict]:
     """Scores of a trained run's last checkpoint, or of one that is named.
 
@@ -132,6 +129,7 @@ def evaluate_run(
       run: what it was trained with.
       held_out: cells to score.
       pictures: folder that gets them; None draws none.
+      masking: of the scored cells; None is the run's own.
 
     Raises:
       ValueError: no run, one of other model or masking settings, or one that was trained with
@@ -157,6 +155,7 @@ def evaluate_run(
     params = loop.load_params(folder, run.model, len(corpus.vocabulary), at)
     rows = loop.rows_trained_on(folder, corpus)
     labels = None if rows is None else corpus.obs["cell_type"].to_numpy(str)[rows]
+    run = dataclasses.replace(run, masking=masking or run.masking)
     return score_params(params, run, held_out, pictures, "model", labels)
 
 
@@ -205,27 +204,98 @@ def unfitted_rows(held_out: list[HeldOut]) -> dict[str, list[dict]]:
     return found
 
 
+def _do_all(settings, workdir, jobs, corpus, held_out, at_once, submit) -> dict[str, str]:
+    """Does the jobs that are left, and keeps the manifest and the bar; returns faults by name."""
+    apart, named = bool(at_once or submit), {job.name: job for job in jobs}
+    done = {name for name, job in named.items() if _is_done(_folder(workdir, job), apart)}
+    left = [job for job in jobs if job.name not in done]
+    scored, genes, faults = sum(len(data.rows) for data in held_out), len(corpus.vocabulary), {}
+    costs = {name: cost(settings, job, scored, genes) for name, job in named.items()}
+    manifest.write(workdir, settings, jobs, done, faults)
+    tasks = {job.name: (settings, workdir.resolve(), job) for job in left}
+    if submit:
+        ends = processes.submitted(work, tasks, submit, workdir / "submitted")
+    elif at_once:
+        logs = {name: _folder(workdir, named[name]) / LOG for name in tasks}
+        ends = processes.at_once(work, tasks, at_once, logs)
+    else:
+        ends = ((job.name, attempt(job, settings, corpus, held_out, workdir)) for job in left)
+    spent = {"total": sum(costs.values()), "initial": sum(costs[name] for name in done)}
+    how = {"bar_format": BAR, "smoothing": 0, "disable": not hosts.first()}
+    with contextlib.closing(ends), tqdm(desc="study", **spent, **how) as bar:
+        bar.set_postfix_str(_counts(jobs, done, faults))
+        for name, fault in ends:
+            folder = _folder(workdir, named[name])
+            if fault and apart:
+                manifest.write_fault(folder, fault)
+            if (folder / SCORES).exists():
+                done.add(name)
+            else:
+                faults[name] = fault or manifest.read_fault(folder)
+                bar.write(f"failed: {name}: {faults[name]}", file=sys.stderr)
+            manifest.write(workdir, settings, jobs, done, faults)
+            bar.set_postfix_str(_counts(jobs, done, faults), refresh=False)
+            bar.update(costs[name])
+    return faults
+
+
+def _report(settings, workdir, jobs, faults, corpus) -> str:
+    """The tables and the report of what there is."""
+    files = [_folder(workdir, job) / SCORES for job in jobs]
+    rows = [row for path in files for row in writer.read_rows(path)]
+    missing = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+    verdict = "Nothing could be scored, so there is no report"
+    if rows:
+        write_lines(workdir / SCORES, rows)
+        table = pd.DataFrame(rows)
+        table.to_csv(workdir / "scores.csv", index=False)
+        hparams.write(table, settings.run.train.learning_rate, workdir / "runs")
+        known = origin(workdir) | {"cells": prepare.describe(corpus)}
+        known |= {"missing": missing} if missing else {}
+        verdict = report.analyse(axes.apart(table), workdir, known)
+        verdict += f"\n\nReport: {workdir / 'report.html'}"
+    if not faults:
+        return verdict
+    raise Incomplete(
+        f"{len(faults)} of {len(jobs)} jobs failed: {missing}; {manifest.FAILED} in their folders "
+        f"in {workdir / 'runs'} has more, and the same command tries them again",
+        f"Without {len(faults)} of {len(jobs)} jobs, which failed: {', '.join(faults)}\n{verdict}",
+    )
+
+
+def _folder(workdir: pathlib.Path, job: Job) -> pathlib.Path:
+    return workdir / "runs" / job.name
+
+
+def _is_done(folder: pathlib.Path, apart: bool) -> bool:
+    done = (folder / SCORES).exists()
+    return done if apart else hosts.all_agree(done)  # which takes hold of the devices
+
+
+def _counts(jobs, done, faults) -> str:
+    return f"{len(done)} of {len(jobs)} jobs done, {len(faults)} failed"
+
+
 def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[dict]:
     """Trains or fits, and scores; returns rows without what is common to the job."""
     run = run_settings(settings, job)
-    common = {"subset_seed": job.seed, "init_seed": None, "mask_seed": None, "cells": job.cells}
-    length, mask = run.model.length, run.masking
-    if job.model == "untrained":
-        params = step.initial_params(job.seed, run.model, len(corpus.vocabulary))
-        common |= {"kind": "baseline", "subset_seed": None, "tokens": 0}
-        found = {"untrained": score_params(params, run, held_out)}
-        if job.seed == settings.study.seeds[0]:
+    common, length, mask = job.axes(), run.model.length, run.masking
+    if job.model == UNTRAINED:
+        params = step.initial_params(job.init_seed, run.model, len(corpus.vocabulary))
+        common |= {"kind": "baseline", "tokens": 0}
+        found = {UNTRAINED: score_params(params, run, held_out)}
+        if job == plan(settings, None)[0]:
             found |= unfitted_rows(held_out)
         return [
-            {**common, "model": name, "init_seed": job.seed, **row}
+            {**common, "model": name, **row}
             for name, of_model in found.items()
             for row in of_model
         ]
     rows = loop.subset(corpus, run.train)
     tokens = int(corpus.lengths(rows).clip(max=length).sum())
-    common |= {"tokens": tokens, "scheme": job.scheme, "spike": run.train.spike}
+    common |= {"tokens": tokens, "spike": run.train.spike}
     common |= {"spike_share": run.train.spike_share}
-    if job.model == "baselines":
+    if job.model == BASELINES:
         common |= diversity.of_subset(corpus, rows)
         found = baseline_rows(corpus, rows, held_out)
         scored = [
@@ -241,15 +311,12 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
     common |= {
         "model": job.model,
         "kind": "pretrained",
-        "init_seed": job.seed,
-        "mask_seed": job.seed,
-        "variant": run.objective.variant,
-        "similarity_weight": run.objective.weight if job.model == "cab" else 0.0,
         "denominator": run.objective.denominator,
         **{k: summary[k] for k in ("exposures", "steps", "converged", "held_out_loss")},
         **{k: summary[k] for k in ("parameters", "non_embedding_parameters", *diversity.MEASURES)},
     }
-    return [{**common, **row} for row in evaluate_run(folder, run, held_out)]
+    scored = evaluate_run(folder, run, held_out, masking=settings.run.masking)
+    return [{**common, **row} for row in scored]
 
 
 def _complete(rows: list[dict], job: Job, settings: Settings) -> Iterator[dict]:
@@ -271,62 +338,7 @@ def origin(workdir: pathlib.Path) -> dict[str, str]:
     }
 
 
-def _refuse_other_study(workdir: pathlib.Path, settings: Settings) -> None:
-    path = workdir / MANIFEST
-    if path.exists():
-        content = json.loads(path.read_text())
-        held, now = content["settings"], json.loads(json.dumps(settings.content()))
-        differences = dict(sorted(set(_flat(held)) ^ set(_flat(now))))
-        if differences:
-            raise ValueError(
-                f"{workdir} holds a study of another config, which differs in "
-                f"{', '.join(differences)}; give another --workdir or remove the folder"
-            )
-
-
-def _flat(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
-    """[("train.steps", "400"), ...], named as in a config."""
-    found = []
-    for name, value in settings.items():
-        inner = prefix if name == "run" else f"{prefix}{name}."
-        found += _flat(value, inner) if isinstance(value, dict) else [(prefix + name, repr(value))]
-    return found
-
-
-def _write_hparams(table: pd.DataFrame, settings: Settings, workdir: pathlib.Path) -> None:
-    """One HParams session per run, with its headline scores as metrics."""
-    trained = table[(table["kind"] == "pretrained") & table["value"].notna()]
-    trained = trained[trained["positions"].isna() | (trained["positions"] == "mask")]
-    if trained.empty:
-        return
-    tags = trained["dataset"] + "/" + trained["score"]
-    tags += np.where(trained["read_from"].notna(), "_" + trained["read_from"].fillna(""), "")
-    trained = trained.assign(tag=tags)
-    columns = sorted(trained["tag"].unique())
-    writer.write_hparams_columns(workdir / "runs", list(HPARAMS), columns)
-    for name, rows in trained.groupby("run"):
-        first = rows.iloc[0]
-        values = {
-            "objective": first["model"],
-            "cells": int(first["cells"]),
-            "seed": int(first["init_seed"]),
-            "similarity_weight": float(first["similarity_weight"]),
-            "learning_rate": settings.run.train.learning_rate,
-            "steps": int(first["steps"]),
-        }
-        results = dict(zip(rows["tag"], rows["value"], strict=True))
-        writer.write_hparams(workdir / "runs" / name, values, results)
-
-
 def write_lines(path: pathlib.Path, rows) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    """Rows as JSONL, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda partial: partial.write_text(text))
-
-
-def _write(path: pathlib.Path, fill: Callable[[pathlib.Path], object]) -> None:
-    if not hosts.first():
-        return
-    partial = path.with_name(path.name + ".partial")
-    fill(partial)
-    partial.rename(path)
+    manifest.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,6 +1,7 @@
 """The smallest study, run once, and what must hold of its folder; settings that must be refused."""
 
 import dataclasses
+import io
 import json
 
 import anndata
@@ -10,10 +11,11 @@ import pandas as pd
 import pytest
 import write_stores
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import blood, default, genecorpus_1m, quickstart, smoke
-from scaling import prepare, study
+from scaling import hparams, manifest, prepare, study
 from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
@@ -149,6 +151,137 @@ def test_a_killed_study_goes_on_with_what_is_left(tmp_path, monkeypatch, done):
     pd.testing.assert_frame_equal(whole, resumed)
 
 
+def test_a_job_that_fails_ends_no_other_and_is_tried_again(done, monkeypatch):
+    workdir, settings, real = done[0], Settings.from_config(small_config()), study._do
+    before = (workdir / "scores.jsonl").read_text()
+    bad = workdir / "runs" / "mlm-n50-s0"
+    for name in (bad.name, "baselines-n200-s0"):
+        (workdir / "runs" / name / "scores.jsonl").unlink()
+    calls = []
+
+    def fail(job, *args):
+        calls.append(job.name)
+        if job.name == bad.name:
+            raise RuntimeError("out of memory")
+        return real(job, *args)
+
+    monkeypatch.setattr(study, "_do", fail)
+    with pytest.raises(study.Incomplete, match="1 of 7 jobs failed: mlm-n50-s0: RuntimeError") as e:
+        study.run(settings, workdir)
+    assert calls == [bad.name, "baselines-n200-s0"]
+    assert e.value.verdict.startswith("Without 1 of 7 jobs, which failed: mlm-n50-s0\nStudy: 3 pre")
+    left = json.loads((bad / "failed.json").read_text())
+    assert left["error"] == "RuntimeError: out of memory"
+    assert "in fail" in "".join(left["traceback"])
+    jobs_of = json.loads((workdir / "study.json").read_text())["jobs"]
+    states = {job["name"]: (job["state"], job.get("error")) for job in jobs_of}
+    assert states.pop(bad.name) == ("failed", "RuntimeError: out of memory")
+    assert set(states.values()) == {("done", None)}
+    assert "mlm-n50-s0: RuntimeError: out of memory" in (workdir / "report.html").read_text()
+    scored = {row["run"] for row in read_rows(workdir / "scores.jsonl")}
+    assert scored == set(states)
+    monkeypatch.setattr(study, "_do", real)
+    assert study.run(settings, workdir) == done[1]
+    assert not (bad / "failed.json").exists()
+    after = (workdir / "scores.jsonl").read_text()
+    drop = ["commit", "packages"]
+    tables = [pd.read_json(io.StringIO(text), lines=True).drop(columns=drop) for text in
+              (before, after)]  # fmt: skip
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_the_manifest_is_there_before_anything_runs(done, tmp_path, monkeypatch):
+    def look(job, *args):
+        manifest = json.loads((tmp_path / "study.json").read_text())
+        assert {row["state"] for row in manifest["jobs"]} == {"left"}
+        assert manifest["jobs"] == [
+            {"name": job.name, "model": job.model, **job.axes(), "state": "left"}
+            for job in study.plan(settings)
+        ]
+        raise KeyboardInterrupt
+
+    config = small_config()
+    config.study.weights = (0.15, 2.0)
+    settings = Settings.from_config(config)
+    monkeypatch.setattr(study, "_do", look)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(settings, tmp_path)
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_find_what_they_find_one_after_another(done, tmp_path):
+    settings = Settings.from_config(small_config())
+    assert study.run(settings, tmp_path, at_once=2).split("\n\n")[0] == done[1].split("\n\n")[0]
+    drop = ["commit", "packages"]
+    tables = [pd.DataFrame(read_rows(folder / "scores.jsonl")).drop(columns=drop)
+              for folder in (done[0], tmp_path)]  # fmt: skip
+    pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_find_the_same_and_a_failed_one_is_told(done, tmp_path):
+    pytest.importorskip("submitit")
+    config = small_config()
+    config.study.sizes, config.study.objectives = (50,), ("cab",)
+    config.study.weights = (0.15, 3.2e38)  # whose loss is no number
+    cluster = {"cluster": "local", "timeout_min": 10}
+    with pytest.raises(study.Incomplete, match="FloatingPointError: the loss is inf at step 1"):
+        study.run(Settings.from_config(config), tmp_path, submit=cluster)
+    states = {job["name"]: job["state"] for job in
+              json.loads((tmp_path / "study.json").read_text())["jobs"]}  # fmt: skip
+    assert states == {"untrained-s0": "done", "baselines-n50-s0": "done",
+                      "cab-w0.15-n50-s0": "done", "cab-w3.2e+38-n50-s0": "failed"}  # fmt: skip
+    folders = done[0], tmp_path
+    here, there = (pd.DataFrame(read_rows(folder / "scores.jsonl")) for folder in folders)
+    same = ["dataset", "score", "positions", "read_from", "of", "value", "held_out_loss"]
+    pd.testing.assert_frame_equal(
+        here[here["run"] == "cab-n50-s0"][same].reset_index(drop=True),
+        there[there["run"] == "cab-w0.15-n50-s0"][same].reset_index(drop=True),
+    )
+
+
+@pytest.mark.slow
+def test_every_axis_reaches_the_scores_the_curves_and_the_hparams(tmp_path):
+    config = small_config()
+    config.evaluate.tasks, config.evaluate.baselines = ("masked_genes",), ()
+    config.study.sizes, config.study.objectives = (50,), ("mlm", "cab")
+    config.study.variants, config.study.epochs = ("recalibrated", "plain"), (1.0, 2.0)
+    config.study.masking_rates, config.study.seeds = (0.3,), ((1, 2, 3),)
+    config.study.encoders = (("small", {"layers": 1}),)
+    settings = Settings.from_config(config)
+    study.run(settings, tmp_path)
+    table = pd.DataFrame(read_rows(tmp_path / "scores.jsonl"))
+    runs = table[table["kind"] == "pretrained"].drop_duplicates("run").set_index("run")
+    for job in study.plan(settings):
+        if job.steps:
+            told = {name: value for name, value in job.axes().items() if value is not None}
+            assert runs.loc[job.name, list(told)].to_dict() == told
+    assert len(runs) == 6 and set(runs["exposures"]) == {7 * 8, 13 * 8}
+    assert set(runs["converged"]) <= {True, False}
+    # What is scored is masked as the config says, whatever a run was trained with.
+    job = study.plan(settings)[-1]
+    run, held_out = study.run_settings(settings, job), all_held_out(
+        Corpus.open(tmp_path / "corpus"), settings.evaluate
+    )
+    given = tmp_path / "runs" / job.name, run, held_out
+    scored = [row["value"] for row in study.evaluate_run(*given, masking=settings.run.masking)]
+    stored = table[table["run"] == job.name]["value"].tolist()
+    assert stored == pytest.approx(scored, nan_ok=True)
+    assert stored != pytest.approx([row["value"] for row in study.evaluate_run(*given)])
+    held = {fit["dataset"] for fit in json.loads((tmp_path / "fits.json").read_text())["fits"]}
+    assert held == {f"simulated ({epochs} epochs) ({variant} variant)"
+                    for epochs in (1, 2) for variant in ("recalibrated", "plain")}  # fmt: skip
+    for name in runs.index:
+        events = EventAccumulator(str(tmp_path / "runs" / name)).Reload()
+        start = HParamsPluginData.FromString(
+            events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        ).session_start_info.hparams
+        assert start["duration"].string_value == runs.loc[name, "duration"]
+        assert start["variant"].string_value == (runs.loc[name, "variant"] or "")
+        assert start["mask_seed"].number_value == 3.0
+        assert set(hparams.HPARAMS) == set(start)
+
+
 def test_report_stands_alone_and_the_verdict_says_too_few_sizes(done):
     page = (done[0] / "report.html").read_text()
     assert "src=\"data:image/png;base64" in page
@@ -267,7 +400,7 @@ def test_a_refused_start_does_not_lock_the_folder(tmp_path):
     config.data.cell_type = "label"
     with pytest.raises(ValueError, match="no column 'label'"):
         study.run(Settings.from_config(config), tmp_path)
-    study._refuse_other_study(tmp_path, Settings.from_config(small_config()))
+    manifest.refuse_other(tmp_path, Settings.from_config(small_config()))
     assert [p.name for p in tmp_path.iterdir()] == ["simulated.h5ad"]
 
 

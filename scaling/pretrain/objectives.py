@@ -16,6 +16,7 @@ from scaling.pretrain.masking import MaskedCells
 from scaling.pretrain.sharding import CELLS
 
 NAMES = ("mlm", "cab", "cab_no_similarity")
+VARIANTS = ("recalibrated", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ObjectiveSettings:
     def __post_init__(self):
         choices = {
             "name": NAMES,
-            "variant": ("recalibrated", "plain"),
+            "variant": VARIANTS,
             "similarity": ("cosine", "dot"),
             "denominator": ("masked_pairs", "published"),
             "implementation": ("default", *IMPLEMENTATIONS),

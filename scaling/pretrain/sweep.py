@@ -32,19 +32,36 @@ def sweep(
     """
     cases = [(name, D, rate) for name in PARAMETERISATIONS for D in widths for rate in rates]
     programs = {(name, D): resized(run, D, widths[0], name) for name, D, _ in cases}
-    rows = []
-    for name, width, rate in tqdm(cases, desc="sweep", unit="run"):
-        of_width = programs[name, width]
-        train = dataclasses.replace(of_width.train, learning_rate=rate)
-        settings = dataclasses.replace(of_width, train=train)
-        of_run = f"D{width}-base{settings.model.base_width}-rate{rate:g}"
+    runs = {f"D{D}-base{run.model.base_width}": run for (_, D), run in programs.items()}
+    losses = of_rates(runs, corpus, rates, folder)
+    return [
+        {"parameterisation": name, "width": D, "learning_rate": rate,
+         "held_out_loss": losses[f"D{D}-base{programs[name, D].model.base_width}", rate]}
+        for name, D, rate in cases
+    ]  # fmt: skip
+
+
+def of_rates(
+    runs: dict[str, RunSettings], corpus: Corpus, rates: list[float], folder: pathlib.Path
+) -> dict[tuple[str, float], float | None]:
+    """Held-out loss of each run, by its name, at each rate; None where it diverged.
+
+    Args:
+      runs: settings by name.
+      corpus: to train on.
+      rates: peak learning rates.
+      folder: gets a folder for each run and rate; what is done is skipped.
+    """
+    losses, cases = {}, [(name, rate) for name in runs for rate in rates]
+    for name, rate in tqdm(cases, desc="sweep", unit="run"):
+        train = dataclasses.replace(runs[name].train, learning_rate=rate)
+        settings = dataclasses.replace(runs[name], train=train)
         try:
-            loss = loop.pretrain(settings, corpus, folder / of_run)["held_out_loss"]
+            summary = loop.pretrain(settings, corpus, folder / f"{name}-rate{rate:g}")
+            losses[name, rate] = summary["held_out_loss"]
         except FloatingPointError:
-            loss = None
-        rows.append({"parameterisation": name, "width": width, "learning_rate": rate,
-                     "held_out_loss": loss})  # fmt: skip
-    return rows
+            losses[name, rate] = None
+    return losses
 
 
 def resized(run: RunSettings, width: int, base: int, parameterisation: str) -> RunSettings:

@@ -1,0 +1,43 @@
+"""The scores table of a study -> the same with a data set for each value of its further axes."""
+
+import pandas as pd
+
+# What tells runs apart beside size, objective, scheme and seeds, and how a reader is told.
+AXES = {
+    "encoder": "encoder {}",
+    "duration": "{}",
+    "masking_rate": "masking {:g}",
+    "variant": "{} variant",
+    "similarity_weight": "weight {:g}",
+}
+
+
+def apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """Names the data set of each score by the axes that vary: "kang (3 epochs)".
+
+    Curves, differences and claims are of one data set, and so of one value of each axis. Rows
+    without a value, such as those of baselines, and of mlm where the variant of cab varies, stand
+    beside each.
+
+    Args:
+      rows: one row per score; a table without the columns of AXES, or in which each has one value,
+        is given back as it is.
+    """
+    return _apart(rows, [axis for axis in AXES if axis in rows])
+
+
+def _apart(rows: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
+    if not axes:
+        return rows
+    axis, *others = axes
+    # A weight of 0 is no weight: nothing is penalised.
+    given = rows[axis].notna() & (rows[axis] != 0)
+    values = sorted(rows.loc[given & (rows["kind"] == "pretrained"), axis].unique())
+    if len(values) < 2:
+        return _apart(rows, others)
+    parts = []
+    for value in values:
+        part = rows[(rows[axis] == value) | ~given]
+        named = part["dataset"].astype(str) + f" ({AXES[axis].format(value)})"
+        parts.append(_apart(part.assign(dataset=named), others))
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,38 @@
+"""Scores of runs that differ in an axis have data sets of their own, with the rows they share."""
+
+import pandas as pd
+import pytest
+
+from scaling import axes
+
+ROWS = pd.DataFrame(
+    [
+        ("cab", "pretrained", "recalibrated", 1.0, "3 epochs"),
+        ("cab", "pretrained", "recalibrated", 5.0, "3 epochs"),
+        ("cab", "pretrained", "plain", 200.0, "3 epochs"),
+        ("mlm", "pretrained", None, 0.0, "3 epochs"),
+        ("pca", "baseline", None, None, None),
+    ],
+    columns=["model", "kind", "variant", "similarity_weight", "duration"],
+).assign(dataset="kang", masking_rate=0.15)
+
+
+def test_each_value_has_a_data_set_in_which_shared_rows_stand_too():
+    found = axes.apart(ROWS)
+    weights = found.groupby("dataset")["similarity_weight"].agg(lambda w: sorted(w.dropna()))
+    assert weights.to_dict() == {
+        "kang (plain variant)": [0.0, 200.0],
+        "kang (recalibrated variant) (weight 1)": [0.0, 1.0],
+        "kang (recalibrated variant) (weight 5)": [0.0, 5.0],
+    }
+    assert set(found.groupby("dataset")["model"].agg(tuple)) == {("cab", "mlm", "pca")}
+
+
+@pytest.mark.parametrize("rows", [ROWS.iloc[[0, 3, 4]], ROWS[["model", "kind", "dataset"]]])
+def test_a_table_in_which_no_axis_varies_stays_as_it_is(rows):
+    pd.testing.assert_frame_equal(axes.apart(rows), rows)
+
+
+def test_durations_are_told_as_they_were_asked_for():
+    rows = pd.concat([ROWS.iloc[[0, 4]], ROWS.iloc[[0]].assign(duration="40 steps")])
+    assert set(axes.apart(rows)["dataset"]) == {"kang (3 epochs)", "kang (40 steps)"}
