@@ -1,4 +1,4 @@
-"""Losses, training steps, corpora -> times and memory: python -m experiments.bench [GROUP CASE]"""
+"""Losses, steps, corpora, fits -> times and memory: python -m experiments.bench [GROUP CASE]"""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from absl import app, flags
 from configs import default, quickstart
 from kernels.cab import bench, shapes
 from scaling import prepare
+from scaling.analyse import bench as fitting
 from scaling.corpus import bench_report
 from scaling.corpus.bench import Cells
 from scaling.evaluate import bench as embedding
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> None:
     embedded = dataclasses.replace(first, data=dataclasses.replace(first.data, h5ad=H5AD.value))
     of_cells = functools.partial(prepare.corpus_of, embedded, cells.folder / "embedded")
     rows |= embedding.rows("gf-v1-10m", dataclasses.asdict(first.run.model), of_cells, rounds)
+    rows |= fitting.rows(rounds)
     rows |= corpora(cells, first.run, rounds, [int(size) for size in MEMORY_CELLS.value])
     titles = [title for title in (*groups, *rows) if ONLY.value in title]
     if not titles:

@@ -6,9 +6,8 @@ the forms are in forms.py, the search in refits.py. Every random draw comes from
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from scaling.analyse import intervals, trends
+from scaling.analyse import cautions, intervals, trends
 from scaling.analyse.forms import FORMS, bounds, columns_of, curve, named
 from scaling.analyse.refits import refit
 from scaling.analyse.trends import KEY, SEEDS, finite
@@ -144,7 +143,7 @@ def _add_intervals(result: dict, x, x2, target, draws: int) -> None:
     drawn = intervals.bootstrap(form, scale, columns, cells, target, point, draws)
     if drawn["single"]:
         flags.append("single seed: intervals over points")
-    flags.extend(_bound_flags(form, scale, point, columns))
+    flags.extend(cautions.on_bounds(form, scale, point, columns))
     if x2 is None:
         result["band"] = _band(form, scale, x, centres, point, drawn["points"])
     if drawn["points"] is None:
@@ -155,14 +154,8 @@ def _add_intervals(result: dict, x, x2, target, draws: int) -> None:
     result["profile_intervals"] = intervals.profiles(
         form, scale, columns, centres, target, point, float(lower[0]), drawn
     )
-    thetas = drawn["points"][:, 1 + FORMS[form].slopes :]
-    for name, theta, low, high in zip(
-        FORMS[form].searched, thetas.T, *bounds(form, columns), strict=True
-    ):
-        reached = np.quantile(theta, intervals.ENDS)
-        if reached[0] <= low + 0.01 or reached[1] >= high - 0.01:
-            flags.append(f"{name} not identified: its interval reaches the searched range")
-    if scale == "raw" and _poor_fit(cells, target, fitted, len(point)):
+    flags.extend(cautions.unidentified(form, drawn["points"], columns))
+    if scale == "raw" and cautions.poor_fit(cells, target, fitted, len(point)):
         flags.append("poor fit: size means leave the curve by more than seeds explain")
 
 
@@ -183,44 +176,6 @@ def _band(form, scale, x, centres, point, points) -> dict:
         low, high = np.quantile(drawn, intervals.ENDS, axis=0)
         band |= {"low": low.tolist(), "high": high.tolist()}
     return band
-
-
-def _poor_fit(cells, y, fitted, coefficients: int) -> bool:
-    """F test (1 %) of the misfit of the size means against the spread of the seeds."""
-    sizes = np.unique(cells)
-    within = sum(((y[cells == s] - y[cells == s].mean()) ** 2).sum() for s in sizes)
-    free, free_within = len(sizes) - coefficients, len(y) - len(sizes)
-    if free < 1 or free_within < trends.MIN_FREEDOM or within < 1e-20:
-        return False
-    misfit = ((y - fitted) ** 2).sum() - within
-    return bool(misfit / free > stats.f.ppf(0.99, free, free_within) * within / free_within)
-
-
-def _bound_flags(form: str, scale: str, point, columns) -> list[str]:
-    """Words for each coefficient that sits on the end of its range."""
-    of, flags = FORMS[form], []
-    thetas = point[1 + of.slopes :]
-    for name, theta, lower, upper in zip(of.searched, thetas, *bounds(form, columns), strict=True):
-        if name in ("alpha", "beta", "s"):
-            words = ("straight in log size, no plateau", "only the smallest size differs")
-        elif name == "R_star":
-            words = ("repeats count for nothing", "repeats count as new data")
-        else:
-            words = ("no break inside the sizes",) * 2
-        value = np.exp(lower if theta <= lower + 1e-3 else upper)
-        shown = f" {value:g}" if name != "D0" else ""
-        if theta <= lower + 1e-3:
-            flags.append(f"{name} on its lower bound{shown}: {words[0]}")
-        elif theta >= upper - 1e-3:
-            flags.append(f"{name} on its upper bound{shown}: {words[1]}")
-    for name, slope in zip(of.names[1 : 1 + of.slopes], point[1 : 1 + of.slopes], strict=True):
-        if slope <= 0:
-            flags.append(f"{name} on its bound 0: no trend of this form's direction")
-    if of.slopes and of.falls and point[0] <= (point[1] * 1e-3 if scale == "log" else 0.0):
-        flags.append("E on its bound 0: no floor in sight")
-    if form == "saturating" and point[0] > 1:
-        flags.append("S_inf above 1, beyond the score's range: the plateau is not in sight")
-    return flags
 
 
 def _aicc(residuals, coefficients: int) -> float | None:

@@ -13,7 +13,7 @@ from scaling.analyse.refits import constrained, refit
 from scaling.analyse.search import HUBER_DELTA, huber
 from scaling.analyse.trends import pooled_residuals
 
-PROFILED = 25  # values at which a parameter is held, on either side of its estimate
+PROFILED = 12  # values at which a parameter is held, on either side of its estimate
 ENDS = (0.025, 0.975)
 
 
@@ -73,17 +73,12 @@ def profiles(form, scale, columns, centres, target, point, loss: float, drawn: d
                              near))  # fmt: skip
     if not batches:
         return dict.fromkeys(best)
-    stacked = (np.concatenate(part) for part in zip(*batches, strict=True))
-    over = constrained(form, scale, *_first(stacked, target)) - loss
+    designs, *others = (np.concatenate(part) for part in zip(*batches, strict=True))
+    over = constrained(form, scale, designs, target, *others) - loss
     found = dict.fromkeys(best)
     for name, excess in zip(held, over.reshape(len(held), -1), strict=True):
         found[name] = _crossings(held[name], np.sqrt(np.maximum(excess, 0)), np.sqrt(allowed))
     return found
-
-
-def _first(stacked, target):
-    columns, *others = stacked
-    return columns, target, *others
 
 
 def _scale_of(form, scale, name):
