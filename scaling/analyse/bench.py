@@ -28,10 +28,11 @@ CASES = {
 
 def rows(rounds: int) -> dict[str, Callable[[], dict]]:
     """What is measured of fits, by title; measured when it is called, `rounds` times."""
-    return {title: functools.partial(_refits, *case, rounds) for title, case in CASES.items()}
+    return {title: functools.partial(refits, *case, rounds) for title, case in CASES.items()}
 
 
-def _refits(count: int, forms, rounds: int) -> dict:
+def refits(count: int, forms, rounds: int) -> dict:
+    """`count` refits of each (form, scale, sizes), in turns of `rounds`, after a first one."""
     seconds, first = {}, {}
     for form, scale, sizes in forms:
         x, x2 = Scenario(form, scale, NOISE, sizes=sizes).design()
