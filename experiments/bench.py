@@ -1,4 +1,4 @@
-"""Losses, training steps, corpora -> times and memory: python -m experiments.bench [GROUP CASE]"""
+"""Losses, steps, corpora, fits -> times and memory: python -m experiments.bench [GROUP CASE]"""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from absl import app, flags
 from configs import default, quickstart
 from kernels.cab import bench, shapes
 from scaling import prepare
+from scaling.analyse import bench as fitting
 from scaling.corpus import bench_report
 from scaling.corpus.bench import Cells
 from scaling.evaluate import bench as evaluation
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> None:
     sizes = [int(size) for size in MEMORY_CELLS.value]
     model = dataclasses.asdict(first.run.model)
     rows |= evaluation.rows("gf-v1-10m", model, of_cells, rounds, sizes)
+    rows |= fitting.rows(rounds)
     rows |= corpora(cells, first.run, rounds, sizes)
     titles = [title for title in (*groups, *rows) if ONLY.value in title]
     if not titles:

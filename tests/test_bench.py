@@ -15,6 +15,8 @@ import scipy.sparse as sp
 
 from configs import default, quickstart
 from kernels.cab import bench, cab_loss, shapes
+from scaling.analyse import bench as fitting
+from scaling.analyse.forms import FORMS
 from scaling.corpus import alone, bench_report, plain, readers, tile
 from scaling.corpus import bench as corpus_bench
 from scaling.evaluate import bench as evaluation_bench
@@ -108,6 +110,16 @@ def test_cases_take_turns_and_ratios_are_to_the_first(capsys):
     with pytest.raises(RuntimeError, match="group: a: .*no memory left"):
         alone = [sys.executable, "-c", "raise SystemExit('no memory left')"]
         bench.measure({"group": {"a": case("a")}}, 1, alone)
+
+
+def test_refits_are_measured_for_each_form():
+    rounds = 2
+    row = fitting.refits(8, [("power", "raw", 6)], rounds)
+    assert list(row["rates"]) == ["power, raw"]
+    assert row["rates"]["power, raw"] == 8 / row["seconds"]["power, raw"]["least"]
+    counts = {title: case[0] for title, case in fitting.CASES.items()}
+    sizes = [{len(FORMS[form].names) for form, *_ in case[1]} for case in fitting.CASES.values()]
+    assert list(counts.values()) == [10_000, 1_000] and sizes == [{3}, {5}]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import sys
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,6 +79,29 @@ def test_study_then_fit_give_the_same_verdict(tmp_path):
         fit = call("fit", f"--table={tmp_path / 'study' / table}", f"--out={out}").stdout
         assert fit.split("\n\nReport:")[0] == study.split("\n\nReport:")[0]
         assert (out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_fit_of_named_columns_writes_one_file_or_a_message(tmp_path):
+    size = np.repeat(np.geomspace(100, 1e5, 6), 2)
+    seed = np.tile([0, 1], 6)
+    noise = np.random.default_rng(0).normal(0, 0.003, 12)
+    score = 0.5 - (size / 3) ** -0.4 + noise
+    table, out = tmp_path / "t.csv", tmp_path / "new" / "fit.json"
+    rows = pd.DataFrame({"cells": size, "seed": seed, "score": score})
+    rows.to_csv(table, index=False)
+    columns = f"--table={table}", "--x=cells", "--y=score"
+    printed = call("fit", *columns, "--seed-column=seed", f"--out={out}").stdout
+    found = json.loads(out.read_text())
+    assert found["form"] == "saturating" and "S_inf = 0." in printed
+    assert found["intervals"]["S_inf"][0] < 0.5 < found["intervals"]["S_inf"][1]
+    rows.loc[0, "score"] = -1
+    rows.to_csv(table, index=False)
+    other = tmp_path / "other.json"
+    refused = call("fit", *columns, "--scale=log", f"--out={other}", status=2).stderr
+    assert f"{table}: 1 of 12 losses are zero or negative" in refused and not other.exists()
+    refused = call("fit", *columns, f"--out={tmp_path}", status=2).stderr
+    assert "a .json file as --out" in refused
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from scaling.analyse.fits import EXPONENTS, HUBER_DELTA, _refit, fit_curve, fit_table
+from scaling.analyse.fits import fit_curve, fit_table
+from scaling.analyse.forms import EXPONENTS, columns_of
+from scaling.analyse.refits import refit
+from scaling.analyse.search import HUBER_DELTA
 from scaling.analyse.trends import difference, saturation_point, trend
 
 SIZES = np.geomspace(100, 100_000, 6)
@@ -99,10 +102,12 @@ def test_huber_fit_of_losses_is_as_low_as_many_scipy_starts(seed):
 def test_bootstrap_refits_of_losses_equal_refits_one_by_one():
     truth = 3 + 20 * X**-0.4
     targets = np.log(truth) + np.stack([noise(0.02, seed) for seed in range(12)])
-    near = np.array([3.0, 20 * np.exp(np.log(SIZES).mean()) ** -0.4, 0.4])
-    together = _refit("power", "log", X, targets, near)
-    alone = np.stack([_refit("power", "log", X, one[None])[0] for one in targets])
-    assert together == pytest.approx(alone, rel=0.02)
+    columns, [centre] = columns_of("power", X)
+    near = np.array([3.0, 20 * centre**-0.4, np.log(0.4)])
+    together, losses = refit("power", "log", columns, targets, near)
+    alone = [refit("power", "log", columns, one[None]) for one in targets]
+    assert together == pytest.approx(np.concatenate([point for point, _ in alone]), rel=0.02)
+    assert losses == pytest.approx(np.concatenate([loss for _, loss in alone]), rel=5e-3)
 
 
 def test_huber_fit_withstands_one_diverged_run():

@@ -148,12 +148,15 @@ def pooled_residuals(x, y, fitted, coefficients: int):
     return ((y - fitted) * np.sqrt(len(y) / free) if free >= 2 else None), True
 
 
-def finite(x, y):
-    """Float arrays without the rows whose score is NaN, and how many those were."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"sizes {x.shape} and scores {y.shape} must be two lists of one length")
-    if (x <= 0).any() or not np.isfinite(x).all():
-        raise ValueError("every size must be a positive number; drop the rows of size 0")
+def finite(x, y, *more):
+    """Float arrays without the rows whose score is NaN, and how many those were; more sizes."""
+    x, y, *more = (np.asarray(values, float) for values in (x, y, *more))
+    for sizes in (x, *more):
+        if sizes.shape != y.shape or y.ndim != 1:
+            raise ValueError(
+                f"sizes {sizes.shape} and scores {y.shape} must be two lists of one length"
+            )
+        if (sizes <= 0).any() or not np.isfinite(sizes).all():
+            raise ValueError("every size must be a positive number; drop the rows of size 0")
     keep = np.isfinite(y)
-    return x[keep], y[keep], int((~keep).sum())
+    return x[keep], y[keep], int((~keep).sum()), *[sizes[keep] for sizes in more]
