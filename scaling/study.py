@@ -226,13 +226,17 @@ def _do_all(settings, workdir, jobs, corpus, held_out, at_once, submit) -> dict[
         bar.set_postfix_str(_counts(jobs, done, faults))
         for name, fault in ends:
             folder = _folder(workdir, named[name])
-            if fault and apart:
+            if apart and (folder / SCORES).exists():
+                fault = ""  # whatever its process did afterwards
+            elif apart and fault:
                 manifest.write_fault(folder, fault)
-            if (folder / SCORES).exists():
-                done.add(name)
+            elif apart:
+                fault = manifest.read_fault(folder)
+            if fault:
+                faults[name] = fault
+                bar.write(f"failed: {name}: {fault}", file=sys.stderr)
             else:
-                faults[name] = fault or manifest.read_fault(folder)
-                bar.write(f"failed: {name}: {faults[name]}", file=sys.stderr)
+                done.add(name)
             manifest.write(workdir, settings, jobs, done, faults)
             bar.set_postfix_str(_counts(jobs, done, faults), refresh=False)
             bar.update(costs[name])
@@ -287,7 +291,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
         if job == plan(settings, None)[0]:
             found |= unfitted_rows(held_out)
         return [
-            {**common, "model": name, **row}
+            {**common, "encoder": job.encoder if name == UNTRAINED else None, "model": name, **row}
             for name, of_model in found.items()
             for row in of_model
         ]

@@ -105,11 +105,23 @@ def test_fit_of_named_columns_writes_one_file_or_a_message(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_study_with_a_failed_run_ends_with_status_1_and_names_it(tmp_path):
+    few = ("--config.study.sizes=(50,)", "--config.study.objectives=('cab',)")
+    weights = "--config.study.weights=(0.15,3.2e38)"  # the second one's loss is no number
+    found = call("study", SMOKE, f"--workdir={tmp_path}", *few, weights, "--at_once=2", status=1)
+    assert "1 of 4 jobs failed: cab-w3.2e+38-n50-s0: FloatingPointError" in found.stderr
+    assert f"Report: {tmp_path / 'report.html'}" in found.stdout
+    assert "Without 1 of 4 jobs" in found.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--config.train.learning_rat=1",), "learning_rat"),
         (("--config.model.heads=3",), "no multiple of model.heads"),
+        (("--submit=slurm",), "--submit needs timeout_min=MINUTES"),
+        (("--submit=slurm,timeout_min",), "give a cluster, then pairs name=value"),
     ],
 )
 def test_unknown_and_contradictory_settings_end_before_anything_is_made(
@@ -147,6 +159,15 @@ def test_a_sweep_of_learning_rates_writes_its_record_and_plot(tmp_path):
     }  # fmt: skip
     assert len(record["rows"]) == 4 and len(list((tmp_path / "runs").iterdir())) == 3
     assert (tmp_path / "learning-rate.png").stat().st_size > 1_000
+
+
+@pytest.mark.slow
+def test_rates_are_swept_at_the_ends_of_the_study(tmp_path):
+    arguments = (SMOKE, f"--workdir={tmp_path}", "--ends", "--rates=1e-3,2e-3")
+    text = call("learning_rate", *arguments, "--config.train.held_out_cells=8").stdout
+    assert text.startswith("1x16, 50 cells: the best rate is 0.00") and "1x16, 200 cells" in text
+    record = json.loads((tmp_path / "learning-rate.json").read_text())
+    assert len(record["rows"]) == 4 and len(list((tmp_path / "rates").iterdir())) == 4
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
