@@ -226,6 +226,8 @@ def test_saturation_point_of_known_means():
     low, high = point["interval"]
     assert low <= point["size"] <= high and high < SIZES[5]
     assert saturation_point(X, 0.5 + noise(0.001))["at_most"] is True
+    rising = saturation_point(X, 0.1 * np.log10(X) + noise(0.001))
+    assert rising["at_least"] is True and rising["size"] == SIZES[5] and not point["at_least"]
     assert saturation_point(X, -0.5 + noise(0.001)) is None
 
 

@@ -45,6 +45,7 @@ def percentiles(form, points, centres) -> dict[str, list[float]]:
     return {name: np.quantile(v, ENDS, method="nearest").tolist() for name, v in values.items()}
 
 
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")  # a slope of 0 has no logarithm
 def profiles(form, scale, columns, centres, target, point, loss: float, drawn: dict) -> dict:
     """95 % profile-likelihood intervals: a coefficient is held, all others are fitted again.
 
@@ -61,14 +62,18 @@ def profiles(form, scale, columns, centres, target, point, loss: float, drawn: d
     for name in best:
         to, back = _scale_of(form, scale, name)
         at, draws = to(best[name]), to(values[name])
-        if not np.isfinite(at):
+        if not np.isfinite(at) or not np.isfinite(draws).any():
             continue
         low, high = np.quantile(draws[np.isfinite(draws)], (0.01, 0.99))
         reach = 2.5 * np.array([min(low - at, -1e-9), max(high - at, 1e-9)])
         steps = np.linspace(0, 1, PROFILED + 1)
         tried = at + np.concatenate([reach[0] * steps[:0:-1], reach[1] * steps])
+        if name in FORMS[form].searched:
+            index = FORMS[form].searched.index(name)
+            unit = np.log(centres[0]) if name == "D0" else 0.0
+            tried = np.clip(tried, *(end[index] + unit for end in bounds(form, columns)))
         held[name] = back(tried)
-        near = np.abs(draws - tried[:, None]).argmin(1)
+        near = np.nan_to_num(np.abs(draws - tried[:, None]), nan=np.inf).argmin(1)
         batches.append(_held(form, scale, columns, centres, target, best, values, name, held[name],
                              near))  # fmt: skip
     if not batches:

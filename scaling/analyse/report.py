@@ -214,9 +214,9 @@ def _fits(fits) -> str:
         "<p>Forms: constant E (no scaling), power E + A·D<sup>−alpha</sup>, saturating "
         "S_inf − (D/D0)<sup>−s</sup>; D = unique cells; the form of least AICc. In brackets 95 % "
         "intervals. Saturation point: the smallest size above 95 % of the best mean (≤: already "
-        "the smallest tried; not defined where lower is better). Left-out error: miss at the "
-        "largest size when fitted without it. Masked genes at all selected positions are in "
-        "fits.json.</p>"
+        "the smallest tried; ≥: only the largest; not defined where lower is better). Left-out "
+        "error: miss at the largest size when fitted without it. Masked genes at all "
+        "selected positions are in fits.json.</p>"
     )
     tables = [note]
     for task, title in TASKS.items():
@@ -244,7 +244,8 @@ def _fit_line(fit) -> str:
         parameters.append(f"{name} = {_short(value)}{within}")
     saturation, point = fit["saturation"], "–"
     if saturation:
-        point = f"{'≤ ' if saturation['at_most'] else ''}{saturation['size']:,.0f}"
+        censored = "≤ " if saturation["at_most"] else "≥ " if saturation["at_least"] else ""
+        point = f"{censored}{saturation['size']:,.0f}"
         if saturation["interval"]:
             point += " [{:,.0f}, {:,.0f}]".format(*saturation["interval"])
     cells = [

@@ -92,8 +92,9 @@ def difference(
 def saturation_point(x, y) -> dict | None:
     """Smallest size whose seed-averaged score exceeds 95 % of the largest (DenAdel et al.).
 
-    Returns: {size, interval (or None), at_most: the smallest size already passes}; None where no
-    mean is positive. Not defined for losses and other scores of which less is better.
+    Returns: {size, interval (or None), at_most: the smallest size already passes, at_least: only
+    the largest does, so that more data might go on raising the score}; None where no mean is
+    positive. Not defined for losses and other scores of which less is better.
     """
     sizes, means, resampled = size_mean_draws(x, y)
     if not len(means) or means.max() <= 0:
@@ -106,7 +107,8 @@ def saturation_point(x, y) -> dict | None:
     if resampled is not None and (resampled.max(-1) > 0).all():
         ends = np.quantile(first(resampled), (0.025, 0.975), method="nearest")
         interval = [float(end) for end in ends]
-    return {"size": point, "interval": interval, "at_most": bool(point == sizes[0])}
+    return {"size": point, "interval": interval, "at_most": bool(point == sizes[0]),
+            "at_least": bool(point == sizes[-1] > sizes[0])}  # fmt: skip
 
 
 def size_mean_draws(x, y, level: float = 0.95, draws: int = 4000):
