@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaling import axes, hparams, manifest, prepare, processes, provenance
+from scaling import hparams, manifest, prepare, processes, provenance
 from scaling.analyse import report
 from scaling.corpus import diversity
 from scaling.corpus.shards import Corpus
@@ -256,7 +256,7 @@ def _report(settings, workdir, jobs, faults, corpus) -> str:
         hparams.write(table, settings.run.train.learning_rate, workdir / "runs")
         known = origin(workdir) | {"cells": prepare.describe(corpus)}
         known |= {"missing": missing} if missing else {}
-        verdict = report.analyse(axes.apart(table), workdir, known)
+        verdict = report.analyse(table, workdir, known)
         verdict += f"\n\nReport: {workdir / 'report.html'}"
     if not faults:
         return verdict

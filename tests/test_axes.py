@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from scaling import axes
+from scaling.analyse import axes
 
 ROWS = pd.DataFrame(
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from scaling.analyse.axes import apart
 from scaling.analyse.claims import CONTRADICTED, SUPPORTED, UNDECIDED, headline, judge_claims
 from scaling.analyse.fits import LOWER_IS_BETTER, fit_table
 from scaling.analyse.plots import SCORES, STYLE, TASKS, draw_all, drawable
@@ -47,7 +48,8 @@ def analyse(rows: pd.DataFrame, out: Path, provenance: dict) -> str:
     """
     if rows.empty:
         raise ValueError("the scores table is empty: no run has been scored; see the study's log")
-    rows = tidy(rows)  # a study's table holds more than curves can show; all is in scores.csv
+    rows = tidy(apart(rows))
+    # A study's table holds more than curves can show; all is in scores.csv.
     rows = rows[~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)]
     fits = fit_table(rows)
     claims = judge_claims(rows)
