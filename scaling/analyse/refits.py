@@ -19,7 +19,7 @@ from scaling.analyse.forms import FORMS, bounds, curve
 from scaling.analyse.search import HUBER_DELTA, descend, huber, project
 
 CHUNK = 128  # data sets of one program, whatever their number: one compilation of each form
-STRATA = 3  # starts, each the best of its part of the grid, beside the one given
+STRATA = 2  # starts, each the best of its part of the grid, beside the one given
 
 
 def refit(
@@ -120,7 +120,7 @@ def _least_squares(y, near, of, columns, weights, low, high, grid, basis, floor)
         fitted = coefficients[0] + coefficients[1:] @ terms
         return jnp.sqrt(weights) * (y - fitted)
 
-    none = jnp.full(30, jnp.inf)
+    none = jnp.full(25, jnp.inf)
     thetas, losses = jax.vmap(lambda start: descend(residuals, start, low, high, none))(starts)
     theta = thetas[losses.argmin()]
     coefficients, _ = project(jnp.exp(of.terms(jnp, theta, columns)), y, weights, floor)
@@ -143,7 +143,7 @@ def _huber(y, near, of, columns, weights, low, high, grid, basis, floor):
     def residuals(z):
         return jnp.where(weights > 0, y - log_value(of, z, columns), 0.0)
 
-    deltas = jnp.maximum(0.3 * 0.75 ** jnp.arange(50), HUBER_DELTA)
+    deltas = jnp.maximum(0.3 * 0.7 ** jnp.arange(40), HUBER_DELTA)
     found, losses = jax.vmap(lambda start: descend(residuals, start, lower, upper, deltas))(
         jnp.clip(starts, lower, upper)
     )
