@@ -73,8 +73,9 @@ def gradients(
         # D x W, not W x D: the product then needs no transposed copy of the large operand.
         d_embedding = jnp.einsum("mbd,mbw->dw", hidden_MxBxD, low, preferred_element_type=dtype)
         # A product too: on CPU quicker than XLA's sum of columns.
-        ones, precision = jnp.ones_like(d_logits[..., 0]), jax.lax.Precision.HIGHEST
-        d_bias = jnp.einsum("mb,mbw->w", ones, d_logits, precision=precision)
+        rows_NxW, precision = d_logits.reshape(-1, d_logits.shape[-1]), jax.lax.Precision.HIGHEST
+        ones_N = jnp.ones(len(rows_NxW), dtype)
+        d_bias = jnp.einsum("nw,n->w", rows_NxW, ones_N, precision=precision)
         return d_hidden, (d_embedding, d_bias)
 
     start = jnp.zeros(hidden_MxBxD.shape, dtype)

@@ -109,10 +109,10 @@ def _backward(cut: Cut, saved, cotangents):
         d_hidden_KxBxD = jnp.einsum("kbv,vd->kbd", low, embedding_VxD, **accumulate)
         # D x V, not V x D: the product then needs no transposed copy of the large operand.
         d_embedding_DxV += jnp.einsum("kbd,kbv->dv", hidden_KxBxD, low, **accumulate)
-        # A product, as in `_sum`.
-        ones_KxB = jnp.ones_like(d_logits[..., 0])
+        rows_NxV = d_logits.reshape(-1, d_logits.shape[-1])
+        ones_N = jnp.ones(len(rows_NxV), d_logits.dtype)  # a product, as in `_sum`
         precision = jax.lax.Precision.HIGHEST
-        d_bias_V += jnp.einsum("kb,kbv->v", ones_KxB, d_logits, precision=precision)
+        d_bias_V += jnp.einsum("nv,n->v", rows_NxV, ones_N, precision=precision)
         return (behind, d_embedding_DxV, d_bias_V), d_hidden_KxBxD
 
     def forwards(before: _Before, slot):

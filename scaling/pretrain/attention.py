@@ -39,7 +39,8 @@ def attend(
     """
     length, width = query.shape[1], query.shape[3]
     rate = 0.0 if deterministic else dropout_rate
-    query_KxBxHxRxE = _cut(query * width**-0.5, min(QUERIES, length))
+    rows = -(-length // -(-length // QUERIES))  # blocks of one size, so that few rows are filled up
+    query_KxBxHxRxE = _cut(query * width**-0.5, rows)
     key_BxHxLxE, value_BxHxLxE = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     arrays = query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask
     return _join(_blocks(*arrays, dropout_rng if rate else None, rate))[:, :length]
