@@ -55,6 +55,8 @@ def test_what_cannot_be_computed_says_so():
     assert "same in all cells" in of_detected.note and "not known" in of_counts.note
     constant = depth_shares(np.ones((300, 4)), detected, totals)[0]
     assert constant.value is None and "embedding" in constant.note
+    few = depth_shares(x_NxD[:9], detected[:9], totals[:9])
+    assert [(s.value, s.note) for s in few] == [(None, "9 cells, 10 needed")] * 2
     with pytest.raises(ValueError, match="one per cell"):
         depth_shares(x_NxD, detected[:-1], totals)
     x_NxD[3, 2] = np.nan

@@ -5,6 +5,7 @@ import numpy as np
 from scaling.evaluate.intervals import Bootstrap, Score, ratio
 
 NAMES = ("r2_genes_detected", "r2_counts")
+FEWEST_CELLS = 10  # of fewer, chance alone explains more than a ninth
 
 
 def depth_shares(
@@ -30,7 +31,8 @@ def depth_shares(
       seed: of the resamples.
 
     Returns:
-      One Score for each of NAMES; without a value where a covariate is unknown or does not vary.
+      One Score for each of NAMES; without a value where a covariate is unknown or does not vary,
+      and of fewer than FEWEST_CELLS cells.
 
     Raises:
       ValueError: a value of the embedding is not finite, or there are not as many cells.
@@ -40,6 +42,9 @@ def depth_shares(
         raise ValueError(f"embeddings of shape {x_NxD.shape}, covariates of {shape}: one per cell")
     if not np.isfinite(x_NxD).all():
         raise ValueError("an embedding is not finite; leave out cells without one")
+    if len(x_NxD) < FEWEST_CELLS:
+        few = f"{len(x_NxD)} cells, {FEWEST_CELLS} needed"
+        return [Score(name, None, n=len(x_NxD), note=few) for name in NAMES]
     bootstrap = Bootstrap(len(x_NxD), donors, seed=seed)
     x_NxD = x_NxD - x_NxD.mean(0, dtype=np.float64)
     scores = []
