@@ -55,7 +55,8 @@ def test_first_positions_where_cells_begin_with_cls(params, tokens):
         found, [states(params, cell)[0] for cell in tokens], rtol=1e-4, atol=1e-5
     )
     for special, pool in ((SPECIAL, "cls"), (4, "last")):
-        with pytest.raises(ValueError, match=f"the pool is '{pool}' and the vocabulary has {special}"):
+        told = f"the pool is '{pool}' and the vocabulary has {special} special"
+        with pytest.raises(ValueError, match=told):
             embed.embed_tokens(params, MODEL, -2, [tokens], special, pool)
 
 
