@@ -21,11 +21,19 @@ def test_each_value_has_a_data_set_in_which_shared_rows_stand_too():
     found = axes.apart(ROWS)
     weights = found.groupby("dataset")["similarity_weight"].agg(lambda w: sorted(w.dropna()))
     assert weights.to_dict() == {
-        "kang (plain variant)": [0.0, 200.0],
-        "kang (recalibrated variant) (weight 1)": [0.0, 1.0],
-        "kang (recalibrated variant) (weight 5)": [0.0, 5.0],
+        "kang (weight 1)": [0.0, 1.0, 200.0],
+        "kang (weight 5)": [0.0, 5.0, 200.0],
     }
-    assert set(found.groupby("dataset")["model"].agg(tuple)) == {("cab", "mlm", "pca")}
+    models = found.groupby("dataset")["model"].agg(tuple)
+    assert set(models) == {("cab", "cab_plain", "mlm", "pca")}
+
+
+def test_variants_are_models_whose_own_weights_tell_nothing_apart():
+    found = axes.apart(ROWS.drop(index=1))
+    assert found["model"].tolist() == ["cab", "cab_plain", "mlm", "pca"]
+    assert set(found["dataset"]) == {"kang"}
+    alone = axes.apart(ROWS.iloc[[2, 3, 4]])
+    assert alone["model"].tolist() == ["cab_plain", "mlm", "pca"]
 
 
 @pytest.mark.parametrize("rows", [ROWS.iloc[[0, 3, 4]], ROWS[["model", "kind", "dataset"]]])

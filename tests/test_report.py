@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analyse.claims import headline, judge_claims
+from scaling.analyse.axes import apart
+from scaling.analyse.claims import CAB, judge_claims
 from scaling.analyse.fits import fit_table
+from scaling.analyse.headline import headline
 from scaling.analyse.plots import draw_all
 from scaling.analyse.report import analyse
 from scaling.analyse.trends import tidy
@@ -130,6 +132,41 @@ def test_reversed_runs_reverse_the_verdicts(rows):
     swapped = rows.assign(model=rows["model"].replace({"mlm": "cab", "cab": "mlm"}))
     verdicts = {c["number"]: c["verdict"] for c in judge_claims(swapped)}
     assert [verdicts[n] for n in (1, 4, 6, 8)] == ["supported"] + ["contradicted"] * 3
+
+
+def test_each_variant_of_cab_has_its_own_verdicts(rows, tmp_path):
+    cab, mlm = rows[rows["model"] == "cab"], rows[rows["model"] == "mlm"]
+    none = mlm.assign(model="cab", variant="plain", run="cab_plain-" + mlm["run"])
+    both = apart(pd.concat([rows.assign(variant=rows["model"].map({"cab": "recalibrated"})), none]))
+    claims = judge_claims(both)
+    verdicts = {(c["number"], c["of"]): c["verdict"] for c in claims}
+    assert [verdicts[4, of] for of in CAB.values()] == ["supported", "undecided"]
+    assert [verdicts[6, of] for of in CAB.values()] == ["supported", "undecided"]
+    assert len(claims) == 12 and len(both) == len(rows) + len(mlm) and len(cab) == len(none)
+    text = headline(both, [], claims)
+    assert "CAB (plain variant) minus MLM" in text and "4 (recalibrated variant)" in text
+    analyse(both[(both["dataset"] == "kang") & (both["score"] == "accuracy")], tmp_path, {})
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>CAB, plain variant</b>" in page and "<td>CAB, plain variant</td>" in page
+
+
+@pytest.mark.parametrize(
+    "lifted,verdict", [((0.3, 0.3), "supported"), ((-0.3, -0.3), "contradicted"),
+                       ((0.3, -0.3), "undecided")]
+)  # fmt: skip
+def test_models_are_set_against_the_best_correction(rows, lifted, verdict):
+    mixing = rows[(rows["model"] == "mlm") & (rows["task"] == "batch_mixing")]
+    scores = zip(("avg_bio", "average_batch_score"), lifted, strict=True)
+    parts = [rows]
+    for score, lift in scores:
+        part = mixing[mixing["score"] == score]
+        top = part[part["cells"] == max(SIZES)].groupby("dataset")["value"].mean()
+        value = part["dataset"].map(top) + lift
+        parts += [part.assign(model="harmony", kind="baseline", value=value),
+                  part.assign(model="scvi", kind="baseline", value=value - 1.0)]  # fmt: skip
+    claims = {c["number"]: c for c in judge_claims(pd.concat(parts))}
+    assert claims[5]["verdict"] == verdict
+    assert "mlm minus harmony" in claims[5]["evidence"] and "scvi" not in claims[5]["evidence"]
 
 
 def test_data_sets_that_disagree_leave_a_claim_undecided(rows):

@@ -1,4 +1,4 @@
-"""The scores table of a study -> the same with a data set for each value of its further axes."""
+"""The scores table of a study -> the same with a model or data set for each value of its axes."""
 
 import pandas as pd
 
@@ -7,7 +7,6 @@ AXES = {
     "encoder": "encoder {}",
     "duration": "{}",
     "masking_rate": "masking {:g}",
-    "variant": "{} variant",
     "similarity_weight": "weight {:g}",
 }
 
@@ -16,13 +15,16 @@ def apart(rows: pd.DataFrame) -> pd.DataFrame:
     """Names the data set of each score by the axes that vary: "kang (3 epochs)".
 
     Curves, differences and claims are of one data set, and so of one value of each axis. Rows
-    without a value, such as those of baselines, and of mlm where the variant of cab varies, stand
-    beside each.
+    without a value, such as those of baselines, and of mlm where the weight of cab varies, stand
+    beside each. The two variants of cab are two models: "cab", and "cab_plain" of the plain one.
 
     Args:
       rows: one row per score; a table without the columns of AXES, or in which each has one value,
         is given back as it is.
     """
+    if "variant" in rows:
+        plain = (rows["model"] == "cab") & (rows["variant"] == "plain")
+        rows = rows.assign(model=rows["model"].mask(plain, "cab_plain")) if plain.any() else rows
     return _apart(rows, [axis for axis in AXES if axis in rows])
 
 
@@ -32,6 +34,9 @@ def _apart(rows: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     axis, *others = axes
     # A weight of 0 is no weight: nothing is penalised.
     given = rows[axis].notna() & (rows[axis] != 0)
+    if axis == "similarity_weight":  # each variant has its own; one alone tells nothing apart
+        several = rows[given].groupby("model")[axis].nunique() > 1
+        given &= rows["model"].isin(several.index[several])
     values = sorted(rows.loc[given & (rows["kind"] == "pretrained"), axis].unique())
     if len(values) < 2:
         return _apart(rows, others)

@@ -1,4 +1,4 @@
-"""The scores table in; a verdict on each published claim and the study's headline out.
+"""The scores table in; a verdict on each published claim out.
 
 The claims are those of the GF-CAB preprint (10.1101/2025.11.04.686458), in our words. A verdict
 is given only where an interval excludes zero in every data set; the scores that decide were named
@@ -16,7 +16,10 @@ SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED = (
 CLASSES = ("cell_types", "logistic_macro_f1")
 BIOLOGY = ("batch_mixing", "avg_bio")
 MIXING = ("batch_mixing", "average_batch_score")
-READ_FROM = {"mlm": "P", "cab": "Q"}  # each model read from what its own loss was taken on
+# Each model read from what its own cross-entropy was taken on.
+READ_FROM = {"mlm": "P", "cab": "Q", "cab_plain": "P"}
+CAB = {"cab": "recalibrated variant", "cab_plain": "plain variant"}
+CORRECTIONS = ("harmony", "scvi")
 CLAIMS = {
     1: "More pretraining cells raise masked-gene accuracy.",
     2: "More pretraining cells do not reliably raise downstream scores.",
@@ -33,31 +36,42 @@ UNTRAINED = "No trained model beats the most frequent gene, so nothing is judged
 
 
 def judge_claims(rows: pd.DataFrame) -> list[dict]:
-    """One dict per claim: number, claim, verdict, evidence (words with numbers and intervals).
+    """One dict per claim: number, claim, of, verdict, evidence (words with numbers and intervals).
+
+    A claim about CAB is judged for each of its variants in the table, named by `of`; "" where there
+    is but one.
 
     Args: rows: the scores table, one row per score.
     """
     table = tidy(rows)
-    judged = {
-        1: _more_cells_raise_accuracy(table),
-        2: _downstream_not_raised(table),
-        3: (NOT_TESTED, "This study does not test it: the seven tasks of the preprint and the "
-            "other models ranked there are not in the table."),
-        4: _less_repetition(table),
-        5: (NOT_TESTED, "This study does not test it: the table holds no dedicated "
-            "batch-correction method (such as Harmony or scVI)."),
-        6: _raises_accuracy_everywhere(table),
-        7: _depends_less(table, CLASSES),
-        8: _depends_less(table, MIXING),
-    }  # fmt: skip
-    if _below_floor(table):
-        for number, (verdict, evidence) in judged.items():
-            if verdict != NOT_TESTED:
-                judged[number] = UNDECIDED, f"{UNTRAINED}. {evidence}"
-    return [
-        {"number": number, "claim": CLAIMS[number], "verdict": verdict, "evidence": evidence}
-        for number, (verdict, evidence) in judged.items()
-    ]
+    judged = [
+        (1, "", _more_cells_raise_accuracy(table)),
+        (2, "", _downstream_not_raised(table)),
+        (3, "", (NOT_TESTED, "This study does not test it: the seven tasks of the preprint and the "
+                 "other models ranked there are not in the table.")),
+        (5, "", _lose_to_correction(table)),
+    ]  # fmt: skip
+    variants = variants_of(table)
+    for cab in variants:
+        of = CAB[cab] if len(variants) > 1 else ""
+        judged += [
+            (4, of, _less_repetition(table, cab)),
+            (6, of, _raises_accuracy_everywhere(table, cab)),
+            (7, of, _depends_less(table, cab, CLASSES)),
+            (8, of, _depends_less(table, cab, MIXING)),
+        ]
+    claims, below = [], below_floor(table)
+    for number, of, (verdict, evidence) in sorted(judged, key=lambda found: found[0]):
+        if below and verdict != NOT_TESTED:
+            verdict, evidence = UNDECIDED, f"{UNTRAINED}. {evidence}"
+        told = {"number": number, "claim": CLAIMS[number], "of": of}
+        claims.append(told | {"verdict": verdict, "evidence": evidence})
+    return claims
+
+
+def variants_of(table: pd.DataFrame) -> list[str]:
+    """The models of CAB in a table; "cab" where it has none."""
+    return [name for name in CAB if name in set(table["model"])] or ["cab"]
 
 
 def select(
@@ -134,12 +148,35 @@ def _downstream_not_raised(table):
     return verdict, _evidence(parts, start.format(len(signs), *count))
 
 
-def _less_repetition(table):
+def _lose_to_correction(table):
+    """Every trained model at the largest size against the best correction, on both scores."""
+    signs, parts = [], []
+    for task, score in (BIOLOGY, MIXING):
+        rows = select(table, task, score)
+        for (dataset, model), own in rows[rows["cells"] > 0].groupby(["dataset", "model"]):
+            others = rows[(rows["dataset"] == dataset) & rows["model"].isin(CORRECTIONS)]
+            if model not in READ_FROM or others.empty:
+                continue
+            by_method = others.groupby("model")["value"].mean()
+            found = trend(own["cells"], own["value"] - by_method.max())
+            signs.append(sign(found["per_size"][-1]))
+            gap = number(found["means"][-1], found["per_size"][-1])
+            parts.append(f"{dataset}, {score}: {model} minus {by_method.idxmax()} {gap}")
+    if not signs:
+        return NOT_TESTED, (
+            "This study does not test it: the table holds no dedicated batch-correction method "
+            "(such as Harmony or scVI)."
+        )
+    return _unanimous(signs, -1), _evidence(parts, "At the largest size")
+
+
+def _less_repetition(table, cab):
     """Decided by P, where training alone differs; a contrary interval from Q withholds it."""
     signs, parts = {"P": [], "Q": []}, []
     for read_from in signs:
         for score, wanted in (("repeat", -1), ("uniqueness", 1)):
-            for dataset, found in _differences(table, "masked_genes", score, read_from):
+            of = "masked_genes", score, read_from
+            for dataset, found in differences_from_mlm(table, cab, *of):
                 signs[read_from].append(wanted * sign(found["mean_interval"]))
                 gap = number(found["mean"], found["mean_interval"])
                 parts.append(f"{dataset}, {score} read from {read_from}: {gap}")
@@ -149,43 +186,43 @@ def _less_repetition(table):
     return verdict, _evidence(parts, "CAB minus MLM, mean over sizes")
 
 
-def _raises_accuracy_everywhere(table):
+def _raises_accuracy_everywhere(table, cab):
     """Every size must show it; one size against is enough to contradict (5 % over all sizes)."""
     rises, falls, parts = [], [], []
-    for dataset, found in _differences(table, "masked_genes", "accuracy", "Q"):
+    for dataset, found in differences_from_mlm(table, cab, "masked_genes", "accuracy", "Q"):
         each = zip(found["sizes"], found["means"], found["per_size"], strict=True)
         gaps = [f"{number(gap, ends)} at {size:,.0f} cells" for size, gap, ends in each]
         parts.append(f"{dataset}: " + ", ".join(gaps))
         rises += [sign(ends) > 0 for ends in found["per_size"]]
     level = 1 - 0.05 / max(len(rises), 1)
-    for _, found in _differences(table, "masked_genes", "accuracy", "Q", level):
+    for _, found in differences_from_mlm(table, cab, "masked_genes", "accuracy", "Q", level):
         falls += [sign(ends) < 0 for ends in found["per_size"]]
     verdict = SUPPORTED if rises and all(rises) else CONTRADICTED if any(falls) else UNDECIDED
     return verdict, _evidence(parts, "CAB minus MLM in accuracy, both read from Q")
 
 
-def _depends_less(table, score):
+def _depends_less(table, cab, score):
     """The two slopes must differ, and the steeper one must itself exclude zero."""
     signs, parts = [], []
-    slopes = {model: trends(table, *score, model) for model in READ_FROM}
-    for dataset, found in _differences(table, *score):
-        mlm, cab = (slopes[model].get(dataset) for model in ("mlm", "cab"))
-        if mlm is None or cab is None:
+    of_mlm, of_cab = (trends(table, *score, model) for model in ("mlm", cab))
+    for dataset, found in differences_from_mlm(table, cab, *score):
+        if dataset not in of_mlm or dataset not in of_cab:
             continue
-        less = abs(cab["slope"]) < abs(mlm["slope"])
-        steeper = mlm if less else cab
+        one, other = of_mlm[dataset], of_cab[dataset]
+        less = abs(other["slope"]) < abs(one["slope"])
+        steeper = one if less else other
         told = sign(found["interval"]) != 0 and sign(steeper["interval"]) != 0
         signs.append((1 if less else -1) if told else 0)
         parts.append(
             f"{dataset}: slope of CAB minus slope of MLM {_slope(found)} "
-            f"(mlm {_slope(mlm)}, cab {_slope(cab)})"
+            f"(mlm {_slope(one)}, {cab} {_slope(other)})"
         )
     return _unanimous(signs, 1), _evidence(parts, f"{score[1]} per tenfold cells")
 
 
-def _differences(table, task, score, read_from="", level=0.95):
+def differences_from_mlm(table, cab, task, score, read_from="", level=0.95):
     """(data set, difference CAB minus MLM) for each data set that holds matched runs."""
-    one, other = (select(table, task, score, model, read_from) for model in ("cab", "mlm"))
+    one, other = (select(table, task, score, model, read_from) for model in (cab, "mlm"))
     for dataset, part in one.groupby("dataset"):
         found = difference(part, other[other["dataset"] == dataset], level=level)
         if found["points"]:
@@ -208,123 +245,19 @@ def _evidence(parts, start: str) -> str:
     return f"{start}: " + "; ".join(parts) + "."
 
 
-def headline(rows: pd.DataFrame, fits: list[dict], claims: list[dict]) -> str:
-    """What a study found, in at most eight lines for a computational biologist."""
-    table = tidy(rows)
-    lines = [
-        _scope(table, fits),
-        _trend_line(table, "Masked genes", "accuracy", "masked_genes", "accuracy"),
-        _floor_line(table),
-        _trend_line(table, "Cell types", "macro-F1", *CLASSES),
-        _trend_line(table, "Batch mixing", "average batch score", *MIXING),
-        _cab_line(table),
-        _baseline_line(table),
-        _verdict_line(claims),
-    ]
-    return "\n".join(line for line in lines if line)
-
-
-def _scope(table, fits) -> str:
-    runs = table[table["kind"] == "pretrained"]
-    one = ["model", "scheme", "cells", "exposures", "subset_seed", "init_seed"]
-    each = runs.drop_duplicates(one)
-    sizes, unconverged = sorted(runs["cells"].unique()), int((each["converged"] == False).sum())  # noqa: E712
-    if not sizes:
-        return "Study: no pretrained model in the table."
-    seeds = each.groupby(["model", "scheme", "cells"]).size()
-    span = f"{sizes[0]:,.0f}" + (f" to {sizes[-1]:,.0f}" if len(sizes) > 1 else "")
-    each_seeds = f"{seeds.min()}" + (f" to {seeds.max()}" if seeds.min() < seeds.max() else "")
-    line = (
-        f"Study: {len(each)} pretrained models; sizes: {len(sizes)} ({span} cells, "
-        f"at most {runs['tokens'].max() / 1e6:,.1f} million gene tokens); "
-        f"seeds per model and size: {each_seeds}"
-    )
-    if unconverged:
-        line += f"; {unconverged} not converged"
-    return line + ("." if any(f["form"] for f in fits) else "; too few sizes for curves.")
-
-
-def _trend_line(table, title, quantity, task, score) -> str:
-    words = []
-    for model in READ_FROM:
-        found = trends(table, task, score, model).values()
-        if found:
-            words.append(f"{model} {_tally([(f['slope'], f['interval']) for f in found])}")
-    return f"{title}, {quantity} per tenfold cells: " + "; ".join(words) + "." if words else ""
-
-
-def _cab_line(table) -> str:
-    words = []
-    for score, read_from, name in (
-        ("accuracy", "Q", "accuracy (both read from Q)"),
-        ("repeat", "P", "repeated genes (both read from P)"),
-    ):
-        found = [f for _, f in _differences(table, "masked_genes", score, read_from)]
-        if found:
-            words.append(f"{name} {_tally([(f['mean'], f['mean_interval']) for f in found])}")
-    return "CAB minus MLM, mean over sizes: " + "; ".join(words) + "." if words else ""
-
-
-def _tally(found) -> str:
-    """Values with intervals, one per data set, as `up in 2 of 3 data sets (+0.01 to +0.03)`."""
-    values, signs = sorted(value for value, _ in found), [sign(interval) for _, interval in found]
-    if len(found) == 1:
-        word = {1: "up", -1: "down", 0: "unclear"}[signs[0]]
-        return f"{word} {number(*found[0])}"
-    words = ((1, "up"), (-1, "down"), (0, "unclear"))
-    told = ", ".join(f"{word} in {signs.count(s)}" for s, word in words if s in signs)
-    return f"{told} of {len(found)} data sets ({values[0]:+.3f} to {values[-1]:+.3f})"
-
-
-def _at_largest(table, task, score, model, read_from="") -> float | None:
+def at_largest(table: pd.DataFrame, task, score, model, read_from="") -> float | None:
     """Mean over data sets and seeds at a model's largest size."""
     rows = select(table, task, score, model, read_from)
     largest = rows[rows["cells"] == rows["cells"].max()]
     return None if rows.empty else largest.groupby("dataset")["value"].mean().mean()
 
 
-def _floor_line(table) -> str:
-    names = {"mlm": "mlm", "cab": "cab", "untrained": "untrained",
-             "most_frequent": "most frequent gene", "copy_input": "copied input"}  # fmt: skip
-    words = []
-    for model, name in names.items():
-        read_from = READ_FROM.get(model, "P")
-        value = _at_largest(table, "masked_genes", "accuracy", model, read_from)
-        if value is not None:
-            reading = f" (from {read_from})" if model in READ_FROM else ""
-            words.append(f"{name}{reading} {value:.3f}")
-    start = "Masked accuracy at the largest size, mean over data sets: "
-    caution = f" {UNTRAINED}: train longer, or a larger model." if _below_floor(table) else ""
-    return start + ", ".join(words) + "." + caution if words else ""
-
-
-def _below_floor(table) -> bool:
+def below_floor(table: pd.DataFrame) -> bool:
     """Whether even the best trained model predicts no better than the most frequent gene."""
-    floor = _at_largest(table, "masked_genes", "accuracy", "most_frequent")
+    floor = at_largest(table, "masked_genes", "accuracy", "most_frequent")
     trained = [
         value
         for model, read_from in READ_FROM.items()
-        if (value := _at_largest(table, "masked_genes", "accuracy", model, read_from)) is not None
+        if (value := at_largest(table, "masked_genes", "accuracy", model, read_from)) is not None
     ]
     return floor is not None and bool(trained) and max(trained) <= floor
-
-
-def _baseline_line(table) -> str:
-    words = []
-    for (task, score), name in ((CLASSES, "macro-F1"), (BIOLOGY, "AvgBIO"), (MIXING, "batch")):
-        models = ("mlm", "cab", "untrained", "hvg", "pca")
-        values = {m: _at_largest(table, task, score, m) for m in models}
-        ranked = sorted((m for m in models if values[m] is not None), key=lambda m: -values[m])
-        if ranked:
-            words.append(f"{name} " + " > ".join(f"{m} {values[m]:.2f}" for m in ranked))
-    start = "Embeddings at the largest size, best first: "
-    return start + "; ".join(words) + "." if words else ""
-
-
-def _verdict_line(claims) -> str:
-    words = []
-    for verdict in (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED):
-        numbers = [str(c["number"]) for c in claims if c["verdict"] == verdict]
-        if numbers:
-            words.append(f"{verdict} {', '.join(numbers)}")
-    return "Published claims, numbered as in the report: " + "; ".join(words) + "."

@@ -19,14 +19,18 @@ from scaling.analyse.trends import tidy
 STYLE = {
     "mlm": ("#0072B2", "o", "-", "MLM"),
     "cab": ("#D55E00", "s", "-", "CAB"),
+    "cab_plain": ("#56B4E9", "P", "-", "CAB, plain variant"),
     "cab_no_similarity": ("#CC79A7", "D", "-", "CAB without similarity penalty"),
     "hvg": ("#009E73", "^", "-.", "HVG (baseline)"),
     "pca": ("#E69F00", "v", "-.", "PCA (baseline)"),
+    "parameter_free": ("#7A7A2E", "X", "-.", "parameter-free (baseline)"),
+    "harmony": ("#882255", "", (0, (1, 1)), "Harmony on the scored cells"),
+    "scvi": ("#117733", "", (0, (3, 1, 1, 1)), "scVI on the scored cells"),
     "untrained": ("#000000", "", "--", "untrained model"),
     "most_frequent": ("#7F7F7F", "", ":", "floor: most frequent gene"),
     "copy_input": ("#7F7F7F", "", (0, (6, 2, 1, 2)), "floor: copied input"),
 }
-CURVES = ("mlm", "cab", "cab_no_similarity", "hvg", "pca")
+CURVES = ("mlm", "cab", "cab_plain", "cab_no_similarity", "hvg", "pca", "parameter_free")
 SCORES = {  # title and unit of each panel
     "loss": ("Loss", "nats per masked gene"),
     "accuracy": ("Accuracy", "share of masked genes"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from scaling.analyse.axes import apart
-from scaling.analyse.claims import CONTRADICTED, SUPPORTED, UNDECIDED, headline, judge_claims
+from scaling.analyse.claims import CONTRADICTED, SUPPORTED, UNDECIDED, judge_claims
 from scaling.analyse.fits import LOWER_IS_BETTER, fit_table
+from scaling.analyse.headline import headline
 from scaling.analyse.plots import SCORES, STYLE, TASKS, draw_all, drawable
 from scaling.analyse.trends import tidy
 
@@ -106,8 +107,9 @@ def _claims(claims) -> str:
     lines = []
     for claim in claims:
         style, mark = MARK.get(claim["verdict"], ("none", "–"))
+        of = f" <b>CAB, {claim['of']}</b>" if claim["of"] else ""
         lines.append(
-            f"<tr><td>{claim['number']}</td><td>{html.escape(claim['claim'])}</td>"
+            f"<tr><td>{claim['number']}</td><td>{html.escape(claim['claim'])}{of}</td>"
             f'<td><span class="v {style}">{mark} {html.escape(claim["verdict"])}</span></td>'
             f"<td>{html.escape(claim['evidence']).replace('; ', ';<br>')}</td></tr>"
         )
