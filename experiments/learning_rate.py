@@ -12,9 +12,10 @@ import sys
 from absl import flags
 
 from experiments.launch import launch
-from scaling import jobs, prepare, provenance, rates
+from scaling import prepare, provenance
 from scaling.pretrain import sweep
 from scaling.settings import Settings
+from scaling.sweeps import jobs, rates
 
 WIDTHS = flags.DEFINE_list("widths", ["64", "256"], "D; the first is muP's base width")
 RATES = flags.DEFINE_list("rates", "2.5e-4,5e-4,1e-3,2e-3,4e-3".split(","), "learning rates")

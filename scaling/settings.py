@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from scaling.corpus.build import CorpusSettings
 from scaling.corpus.simulate import Simulation
 from scaling.evaluate.held_out import EvaluateSettings
-from scaling.grid import GridSettings
 from scaling.pretrain.step import RunSettings
+from scaling.sweeps.grid import GridSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,16 +16,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaling import hparams, manifest, prepare, processes, provenance
+from scaling import prepare, provenance
 from scaling.analyse import report
 from scaling.corpus import diversity
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import representations, scores
 from scaling.evaluate.held_out import HeldOut, all_held_out
-from scaling.jobs import BASELINES, UNTRAINED, Job, cost, plan, run_settings
 from scaling.pretrain import hosts, loop, step, writer
 from scaling.pretrain.masking import MaskingSettings
 from scaling.settings import Settings
+from scaling.sweeps import hparams, manifest, processes
+from scaling.sweeps.jobs import BASELINES, UNTRAINED, Job, cost, plan, run_settings
 
 SCORES, LOCK, LOG = "scores.jsonl", "lock", "log.txt"
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from configs import smoke
-from scaling import jobs
-from scaling.grid import GridSettings
 from scaling.pretrain import ladder
 from scaling.settings import Settings
+from scaling.sweeps import jobs
+from scaling.sweeps.grid import GridSettings
 
 
 def settings_of(base_width=0, warmup=0.1, layer=-2, **study):

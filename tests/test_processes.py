@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from scaling import processes
 from scaling.pretrain import hosts
+from scaling.sweeps import processes
 
 HERE = pathlib.Path(__file__).parent
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from scaling import rates
 from scaling.pretrain import sweep
 from scaling.settings import Settings
+from scaling.sweeps import rates
 
 
 def ends(small: float, large: float) -> dict:

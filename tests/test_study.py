@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import blood, default, genecorpus_1m, quickstart, smoke
-from scaling import hparams, manifest, prepare, study
+from scaling import prepare, study
 from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
@@ -28,6 +28,7 @@ from scaling.pretrain.model import RankEncoder
 from scaling.pretrain.writer import read_rows
 from scaling.settings import GridSettings, Settings
 from scaling.study import Job
+from scaling.sweeps import hparams, manifest
 
 
 def small_config():

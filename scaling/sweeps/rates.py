@@ -2,10 +2,10 @@
 
 import pathlib
 
-from scaling import jobs
 from scaling.corpus.shards import Corpus
 from scaling.pretrain import sweep
 from scaling.settings import Settings
+from scaling.sweeps import jobs
 
 
 def at_ends(

@@ -4,9 +4,9 @@ import json
 import pathlib
 import traceback
 
-from scaling.jobs import Job
 from scaling.pretrain import hosts
 from scaling.settings import Settings
+from scaling.sweeps.jobs import Job
 
 MANIFEST, FAILED = "study.json", "failed.json"
 
