@@ -12,11 +12,10 @@ from configs import blood
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The encoder of configs/blood.py over 128 ranks; every run sees 10,240 cells."""
+    """The encoder of configs/blood.py over 96 ranks; every run sees 10,240 cells."""
     config = blood.get_config()
     config.data.min_cells = 2_000
-    config.model.length = 128
-    config.train.buckets = 3  # nearly half of the cells have fewer than 64 genes
+    config.model.length = 96
     config.train.batch = 16
     config.train.steps = 640
     config.train.checkpoint_every = 640
