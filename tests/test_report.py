@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.analyse import plots, sections
 from scaling.analyse.axes import apart
 from scaling.analyse.claims import CAB, judge_claims
 from scaling.analyse.fits import fit_table
@@ -236,11 +237,12 @@ def test_headline_is_short_and_says_what_was_simulated(study):
 def test_report_is_self_contained_escaped_and_complete(study):
     folder, text = study
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 8  # with residuals
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "study --x=&lt;1&gt;" in page and "abc123" in page
     assert text.splitlines()[1] in page  # no character of that line needs escaping
     assert "2 of 24 runs had not converged" in page
+    assert "mlm, converged runs alone" in page and "Residuals: Cell types, kang" in page
     for words in ("floor: most frequent gene", "HVG (baseline)", "saturating", "S_inf ="):
         assert words in page
     assert [p for p in folder.rglob("*") if p.name.endswith(".part")] == []
@@ -249,13 +251,45 @@ def test_report_is_self_contained_escaped_and_complete(study):
 def test_figures_and_fits_are_written(study):
     folder, _ = study
     names = sorted(p.name for p in (folder / "plots").iterdir())
-    assert names == ["batch_mixing_kang.png", "cell_types_kang.png", "masked_genes_kang_P.png",
-                     "masked_genes_kang_Q.png"]  # fmt: skip
+    kinds = ("batch_mixing_kang", "cell_types_kang", "masked_genes_kang_P", "masked_genes_kang_Q")
+    assert names == sorted(f"{kind}{end}.png" for kind in kinds for end in ("", "_residuals"))
     record = json.loads((folder / "fits.json").read_text())
     assert len(record["claims"]) == 8 and record["provenance"]["commit"] == "abc123"
     wanted = {"score": "accuracy", "model": "mlm", "positions": "mask", "read_from": "P"}
     accuracy = next(f for f in record["fits"] if wanted.items() <= f.items())
     assert accuracy["form"] == "saturating" and set(accuracy["parameters"]) == {"S_inf", "D0", "s"}
+
+
+def test_curves_stand_with_and_without_unconverged_runs(rows):
+    part = rows[(rows["score"] == "accuracy") & (rows["model"] == "mlm") & (rows["cells"] > 0)]
+    kept = part[part["converged"] != False]  # noqa: E712
+    whole, alone = fit_table(part), fit_table(kept)
+    assert len(kept) < len(part) and all(fit["without_unconverged"] is None for fit in alone)
+    for one, other in zip(whole, alone, strict=True):
+        found = one["without_unconverged"]
+        assert found == {name: other[name] for name in found}
+        assert found["parameters"] != one["parameters"] and found["points"] < one["points"]
+
+
+def test_residuals_are_scores_minus_their_curves(rows):
+    part = rows[(rows["dataset"] == "kang") & (rows["score"] == "logistic_macro_f1")]
+    fits = [f for f in fit_table(part) if f["model"] in ("mlm", "pca")]
+    fits[0]["band"]["mid"] = [0.25] * len(fits[0]["band"]["x"])
+    left = plots._residuals(tidy(part), fits)
+    assert set(left["model"]) == {"mlm", "pca"}
+    given = part.loc[(part["model"] == fits[0]["model"]) & (part["cells"] > 0), "value"]
+    found = left.loc[left["model"] == fits[0]["model"], "value"]
+    np.testing.assert_allclose(found, given.to_numpy(float) - 0.25)
+
+
+def test_ranks_are_those_of_the_largest_size_over_all_scores(rows):
+    page = sections.ranks(tidy(rows))
+    lines = re.findall(r'<tr><td>(.*?)</td><td class="n">(\d\.\d)', page)
+    assert lines[0] == ("PCA (baseline)", "1.0") and lines[-1] == ("untrained model", "5.0")
+    assert "[" in page and "kang, AvgBIO" in page and "<td class=\"n\">1</td>" in page
+    fewer = rows[(rows["model"] != "hvg") | (rows["task"] != "cell_types")]
+    assert "and so unranked: HVG (baseline)" in sections.ranks(tidy(fewer))
+    assert sections.ranks(tidy(rows[rows["model"] == "mlm"])) == ""
 
 
 def test_curves_of_selected_positions_are_not_drawn(rows, tmp_path):

@@ -29,7 +29,8 @@ def fit_table(rows: pd.DataFrame, size: str = "cells", draws: int = 500) -> list
       rows: the scores table, one row per score; floors and rows of size 0 have no curve.
       size: column of the size D, `cells` or `tokens`.
       draws: bootstrap refits behind each interval.
-    Returns: JSON-serialisable dicts: the keys above and what `fit_curve` returns.
+    Returns: JSON-serialisable dicts: the keys above, what `fit_curve` returns, and where runs had
+      not converged what it returns `without_unconverged` ones, else None.
     Raises: ValueError on missing columns, on one run scored twice with two values, on a loss
       that is not positive.
     """
@@ -46,19 +47,26 @@ def fit_table(rows: pd.DataFrame, size: str = "cells", draws: int = 500) -> list
     fits = []
     for key, group in table.groupby(KEY, sort=True):
         scale = "log" if group["score"].iloc[0] == "loss" else "raw"
+        converged = group[group["converged"] != False]  # noqa: E712 (None is neither)
         try:
-            fit = fit_curve(group[size], group["value"], scale=scale, draws=draws)
+            fit = _with_saturation(group, size, scale, draws)
+            fit["without_unconverged"] = None
+            if unconverged := len(group) - len(converged):
+                fit["flags"].append(f"{unconverged} of {len(group)} points from unconverged runs")
+                fit["without_unconverged"] = _with_saturation(converged, size, scale, draws)
         except ValueError as error:
             raise ValueError(f"{dict(zip(KEY, key, strict=True))}: {error}") from error
-        if scale == "raw" and group["score"].iloc[0] not in LOWER_IS_BETTER:
-            fit["saturation"] = trends.saturation_point(group[size], group["value"])
-        unconverged = int((group["converged"] == False).sum())  # noqa: E712 (None is neither)
-        if unconverged:
-            fit["flags"].append(f"{unconverged} of {len(group)} points from unconverged runs")
         if group.groupby(size)["exposures"].nunique().max() > 1:
             fit["flags"].append("several exposures at one size")
         fits.append(dict(zip(KEY, key, strict=True)) | {"size": size} | fit)
     return fits
+
+
+def _with_saturation(group: pd.DataFrame, size: str, scale: str, draws: int) -> dict:
+    fit = fit_curve(group[size], group["value"], scale=scale, draws=draws)
+    if scale == "raw" and len(group) and group["score"].iloc[0] not in LOWER_IS_BETTER:
+        fit["saturation"] = trends.saturation_point(group[size], group["value"])
+    return fit
 
 
 def fit_curve(

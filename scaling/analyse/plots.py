@@ -1,4 +1,4 @@
-"""Scores and fitted curves in; one PNG per task, data set and reading out, one panel per score."""
+"""Scores and fitted curves in; PNGs per task, data set and reading out, one panel per score."""
 
 import os
 from pathlib import Path
@@ -66,8 +66,9 @@ def draw_all(rows: pd.DataFrame, fits: list[dict], folder: Path) -> list[dict]:
     """Draw every figure into `folder`.
 
     Of masked genes, those at `<mask>` positions are drawn, one figure for predictions read from P
-    and one from Q.
-    Returns: [{path, title, task, dataset, read_from}], in the order a reader wants them.
+    and one from Q; the residuals of the curves have a figure of their own.
+    Returns: [{path, residuals: path or None, title, task, dataset, read_from}], in the order a
+      reader wants them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures, table = [], drawable(tidy(rows))
@@ -85,9 +86,13 @@ def draw_all(rows: pd.DataFrame, fits: list[dict], folder: Path) -> list[dict]:
                     if (f["task"], f["dataset"], f["read_from"]) == (task, dataset, read_from)
                     and f["positions"] in ("mask", "")
                 ]  # fmt: skip
-                _draw(shown, curves, title, path)
-                figures.append({"path": path, "title": title, "task": task, "dataset": dataset,
-                                "read_from": read_from})  # fmt: skip
+                _draw(shown, curves, title, path, _panel)
+                left = None
+                if any(f["band"] for f in curves):
+                    left = folder / f"{name}_residuals.png"
+                    _draw(_residuals(shown, curves), [], title, left, _residual_panel)
+                figures.append({"path": path, "residuals": left, "title": title, "task": task,
+                                "dataset": dataset, "read_from": read_from})  # fmt: skip
     return figures
 
 
@@ -96,7 +101,18 @@ def drawable(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["value"].notna() & table["positions"].isin(["mask", ""])]
 
 
-def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path) -> None:
+def _residuals(rows: pd.DataFrame, curves: list[dict]) -> pd.DataFrame:
+    """The rows that a curve was fitted to, with score minus curve in place of the score."""
+    parts = []
+    for fit in curves:
+        here = rows[(rows["model"] == fit["model"]) & (rows["score"] == fit["score"])]
+        if fit["band"] and len(here := here[here["cells"] > 0]):
+            at = np.log(here["cells"]), np.log(fit["band"]["x"]), fit["band"]["mid"]
+            parts.append(here.assign(value=here["value"] - np.interp(*at)))
+    return pd.concat(parts)
+
+
+def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path, panel) -> None:
     scores = [name for name in SCORES if name in set(rows["score"])]
     scores += sorted(set(rows["score"]) - set(SCORES))
     columns = 2 if len(scores) <= 4 else 3
@@ -108,7 +124,8 @@ def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path) -> Non
     handles = {}
     for axis, score in zip(axes.flat, scores, strict=False):
         fits = {f["model"]: f for f in curves if f["score"] == score}
-        _panel(axis, rows[rows["score"] == score], fits, score)
+        panel(axis, rows[rows["score"] == score], fits, score)
+        _dress(axis, rows[rows["score"] == score])
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     for axis in list(axes.flat)[len(scores) :]:
         axis.set_axis_off()
@@ -132,18 +149,7 @@ def _panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
         if model not in CURVES:
             axis.axhline(here["value"].mean(), color=colour, linestyle=line, lw=1.4, label=label)
             continue
-        here = here[here["cells"] > 0]
-        aside = 1.08 ** (
-            present.index(model) - (len(present) - 1) / 2
-        )  # markers side by side, not hidden
-        means = here.groupby("cells")["value"].mean()
-        for done, face in ((True, colour), (False, "white")):
-            points = here[(here["converged"] == False) != done]  # noqa: E712 (None is neither)
-            axis.plot(points["cells"] * aside, points["value"], marker, ms=4, mfc=face, mec=colour,
-                      mew=1, alpha=0.75, linestyle="none")  # fmt: skip
-        axis.plot(
-            means.index * aside, means, marker="_", ms=9, mew=2, color=colour, linestyle="none"
-        )
+        means = _points(axis, here, model, present)
         band = fits[model]["band"] if model in fits else None
         if band is None:
             axis.plot(means.index, means, color=colour, lw=0.8, linestyle=line, label=label,
@@ -157,6 +163,37 @@ def _panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
     title, unit = SCORES.get(score, (score, "score"))
     axis.set_title(f"{title}\n({better})", fontsize=9.5)
     axis.set_ylabel(unit, fontsize=8.5)
+
+
+def _residual_panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
+    present = [m for m in CURVES if m in set(rows["model"])]
+    for model in present:
+        colour, marker, line, label = STYLE[model]
+        means = _points(axis, rows[rows["model"] == model], model, present)
+        axis.plot(means.index, means, color=colour, lw=0.8, linestyle=line, label=label,
+                  marker=marker, ms=5, markevery=[])  # fmt: skip
+    axis.axhline(0, color="black", lw=0.8)
+    title, unit = SCORES.get(score, (score, "score"))
+    axis.set_title(f"{title}\nminus its fitted curve", fontsize=9.5)
+    axis.set_ylabel(unit, fontsize=8.5)
+
+
+def _points(axis, rows: pd.DataFrame, model: str, present: list[str]) -> pd.Series:
+    """Draws a model's runs and their means by size, which are returned."""
+    colour, marker, _, _ = STYLE[model]
+    here = rows[rows["cells"] > 0]
+    # Markers side by side, not hidden.
+    aside = 1.08 ** (present.index(model) - (len(present) - 1) / 2)
+    means = here.groupby("cells")["value"].mean()
+    for done, face in ((True, colour), (False, "white")):
+        points = here[(here["converged"] == False) != done]  # noqa: E712 (None is neither)
+        axis.plot(points["cells"] * aside, points["value"], marker, ms=4, mfc=face, mec=colour,
+                  mew=1, alpha=0.75, linestyle="none")  # fmt: skip
+    axis.plot(means.index * aside, means, marker="_", ms=9, mew=2, color=colour, linestyle="none")
+    return means
+
+
+def _dress(axis, rows: pd.DataFrame) -> None:
     sizes = rows.loc[rows["model"].isin(CURVES) & (rows["cells"] > 0), "cells"]
     _log_axis(axis, np.unique(sizes))
     axis.grid(alpha=0.25, lw=0.6)

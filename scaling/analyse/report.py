@@ -1,21 +1,19 @@
 """Scores, fits and claims in; one self-contained report.html, PNG panels and fits.json out."""
 
-import base64
-import html
 import json
 import os
 from pathlib import Path
 
 import pandas as pd
 
+from scaling.analyse import sections
 from scaling.analyse.axes import apart
-from scaling.analyse.claims import CONTRADICTED, SUPPORTED, UNDECIDED, judge_claims
-from scaling.analyse.fits import LOWER_IS_BETTER, fit_table
+from scaling.analyse.claims import judge_claims
+from scaling.analyse.fits import fit_table
 from scaling.analyse.headline import headline
-from scaling.analyse.plots import SCORES, STYLE, TASKS, draw_all, drawable
+from scaling.analyse.plots import SCORES, TASKS, draw_all
 from scaling.analyse.trends import tidy
 
-MARK = {SUPPORTED: ("yes", "✓"), CONTRADICTED: ("no", "✗"), UNDECIDED: ("open", "?")}
 STYLE_SHEET = """
 body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
        color: #1a1a1a; }
@@ -70,24 +68,32 @@ def write_report(
     table = tidy(rows)
     body = [
         "<h1>Does more pretraining data help?</h1>",
-        _headline(headline(rows, fits, claims)),
+        sections.headline(headline(rows, fits, claims)),
         "<h2>Published claims, tested</h2>",
-        _claims(claims),
+        sections.claims(claims),
         "<h2>Scores against data size</h2>",
-        _convergence(table),
-        _fit_notice(fits),
-        _missing(table),
-        _split_notes(table),
-        *[_figure(figure) for figure in figures],
+        sections.convergence(table),
+        sections.fit_notice(fits),
+        sections.missing(table),
+        sections.split_notes(table),
+        *[sections.figure(figure["path"], figure["title"]) for figure in figures],
         "<h2>Scores at the largest size</h2>",
         "<p>Mean over seeds ± their standard deviation; the best value is underlined. Masked "
         "genes are scored at <code>&lt;mask&gt;</code> positions only. Models are those of the "
         "largest size, baselines and floors those fitted at it (untrained: no data).</p>",
-        *[_largest(table, figure) for figure in figures],
+        *[sections.largest(table, figure) for figure in figures],
+        sections.ranks(table),
         "<h2>Fitted curves</h2>",
-        _fits(fits),
+        sections.fits(fits),
+        "<h2>What the curves leave over</h2>",
+        "<p>Each run's score minus its fitted curve: points that lean to one side at some sizes "
+        "say that the form does not fit.</p>",
+        *[
+            sections.figure(figure["residuals"], f"Residuals: {figure['title']}")
+            for figure in figures
+        ],
         "<h2>To repeat this study</h2>",
-        _provenance(provenance),
+        sections.provenance(provenance),
     ]
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -96,180 +102,6 @@ def write_report(
         + "\n</body></html>\n"
     )
     return _write(workdir / "report.html", page)
-
-
-def _headline(text: str) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in text.splitlines())
-    return f'<ul class="headline">{items}</ul>'
-
-
-def _claims(claims) -> str:
-    lines = []
-    for claim in claims:
-        style, mark = MARK.get(claim["verdict"], ("none", "–"))
-        of = f" <b>CAB, {claim['of']}</b>" if claim["of"] else ""
-        lines.append(
-            f"<tr><td>{claim['number']}</td><td>{html.escape(claim['claim'])}{of}</td>"
-            f'<td><span class="v {style}">{mark} {html.escape(claim["verdict"])}</span></td>'
-            f"<td>{html.escape(claim['evidence']).replace('; ', ';<br>')}</td></tr>"
-        )
-    note = (
-        "<p>A verdict is given only where a 95 % interval (in brackets) leaves out zero in every "
-        "data set; claim 6 asks that of every size, and claim 2 is supported by one reliable fall "
-        "(held to 5 % over all its trends). “Undecided” means that these runs cannot tell, not "
-        "that there is no effect. "
-        "Claims are those of the GF-CAB preprint, 10.1101/2025.11.04.686458.</p>"
-    )
-    head = "<tr><th></th><th>claim</th><th>verdict</th><th>evidence of this study</th></tr>"
-    return f"{note}<table>{head}{''.join(lines)}</table>"
-
-
-def _convergence(table) -> str:
-    runs = table[table["kind"] == "pretrained"].drop_duplicates(
-        ["model", "scheme", "cells", "exposures", "subset_seed", "init_seed"]
-    )
-    late = runs[runs["converged"] == False]  # noqa: E712 (None is neither)
-    if late.empty:
-        return (
-            "<p>No run is marked as not converged: over the last tenth of each run the held-out "
-            "loss fell by 1 % at most. With a learning rate that decays to zero this says little "
-            "about what longer runs would reach.</p>"
-        )
-    names = ", ".join(
-        f"{model} at {cells:,.0f} cells ({len(part)})"
-        for (model, cells), part in late.groupby(["model", "cells"])
-    )
-    return (
-        f'<p class="flag"><b>{len(late)} of {len(runs)} runs had not converged</b>: '
-        f"{html.escape(names)}. They are drawn hollow and take part in the fits and verdicts; "
-        "their scores understate what that much data can give.</p>"
-    )
-
-
-def _fit_notice(fits) -> str:
-    missing = [f for f in fits if f["form"] is None]
-    if not missing:
-        return ""
-    all_of_them = "No curve was fitted" if len(missing) == len(fits) else "Some have no curve"
-    reasons = sorted({f["reason"] for f in missing})
-    return (
-        f'<p class="flag"><b>{all_of_them}</b> ({len(missing)} of {len(fits)}): '
-        f"{html.escape('; '.join(reasons))}. Thin lines join the means instead.</p>"
-    )
-
-
-def _missing(table) -> str:
-    empty = table[table["value"].isna() & (table["note"] != "")]
-    if empty.empty:
-        return ""
-    parts = empty.groupby(["dataset", "note"])["score"].agg(lambda names: sorted(set(names)))
-    lines = "".join(
-        f"<li>{html.escape(': '.join([dataset, ', '.join(names), note]))}</li>"
-        for (dataset, note), names in parts.items()
-    )
-    return f'<p class="flag">Scores that these cells cannot give:</p><ul>{lines}</ul>'
-
-
-def _split_notes(table) -> str:
-    scored = table[(table["task"] == "cell_types") & (table["note"] != "")]
-    notes = scored[scored["value"].notna()].drop_duplicates(["dataset", "note"])
-    if notes.empty:
-        return ""
-    lines = "".join(
-        f"<li>{html.escape(row.dataset)}: {html.escape(row.note)}</li>"
-        for row in notes.itertuples()
-    )
-    return f"<p>How the cell-type probes were fitted and tested:</p><ul>{lines}</ul>"
-
-
-def _figure(figure) -> str:
-    data = base64.b64encode(figure["path"].read_bytes()).decode()
-    title = html.escape(figure["title"])
-    return f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>'
-
-
-def _largest(table, figure) -> str:
-    """Model x score at the largest size of each model, floors and baselines beside it."""
-    rows = drawable(table)
-    rows = rows[(rows["task"] == figure["task"]) & (rows["dataset"] == figure["dataset"])]
-    rows = rows[rows["read_from"].isin([figure["read_from"], ""])]
-    largest = rows["cells"] == rows.groupby("model")["cells"].transform("max")
-    groups = rows[largest].groupby(["model", "score"])["value"]
-    means, spreads = groups.mean().unstack(), groups.std().unstack()
-    scores = [name for name in SCORES if name in means] + sorted(set(means) - set(SCORES))
-    head = "".join(f'<th class="n">{html.escape(s)}</th>' for s in scores)
-    lines = [f"<tr><th>model</th>{head}</tr>"]
-    for model in [m for m in STYLE if m in means.index]:
-        cells = []
-        for score in scores:
-            value, spread = means.loc[model, score], spreads.loc[model, score]
-            column = means[score]
-            best = value == (column.min() if score in LOWER_IS_BETTER else column.max())
-            words = "–" if pd.isna(value) else f"{value:.3f}"
-            words += "" if pd.isna(spread) else f" ± {spread:.3f}"
-            cells.append(f'<td class="n{" best" if best else ""}">{words}</td>')
-        lines.append(f"<tr><td>{html.escape(STYLE[model][3])}</td>{''.join(cells)}</tr>")
-    return f"<table><caption>{html.escape(figure['title'])}</caption>{''.join(lines)}</table>"
-
-
-def _fits(fits) -> str:
-    shown = [f for f in fits if f["positions"] in ("mask", "")]
-    note = (
-        "<p>Forms: constant E (no scaling), power E + A·D<sup>−alpha</sup>, saturating "
-        "S_inf − (D/D0)<sup>−s</sup>; D = unique cells; the form of least AICc. In brackets 95 % "
-        "intervals. Saturation point: the smallest size above 95 % of the best mean (≤: already "
-        "the smallest tried; ≥: only the largest; not defined where lower is better). Left-out "
-        "error: miss at the largest size when fitted without it. Masked genes at all "
-        "selected positions are in fits.json.</p>"
-    )
-    tables = [note]
-    for task, title in TASKS.items():
-        for dataset in sorted({f["dataset"] for f in shown if f["task"] == task}):
-            here = [f for f in shown if (f["task"], f["dataset"]) == (task, dataset)]
-            head = "".join(
-                f"<th>{name}</th>"
-                for name in ("score", "model", "form", "parameters", "AICc", "left-out error",
-                             "saturation (cells)", "flags")
-            )  # fmt: skip
-            lines = "".join(_fit_line(f) for f in here)
-            caption = html.escape(f"{title}, {dataset}")
-            tables.append(
-                f'<table class="small"><caption>{caption}</caption><tr>{head}</tr>{lines}</table>'
-            )
-    return "\n".join(tables)
-
-
-def _fit_line(fit) -> str:
-    reading = f" (read from {fit['read_from']})" if fit["read_from"] else ""
-    parameters = []
-    for name, value in fit["parameters"].items():
-        ends = fit["intervals"].get(name)
-        within = "" if ends is None else f" [{_short(ends[0])}, {_short(ends[1])}]"
-        parameters.append(f"{name} = {_short(value)}{within}")
-    saturation, point = fit["saturation"], "–"
-    if saturation:
-        censored = "≤ " if saturation["at_most"] else "≥ " if saturation["at_least"] else ""
-        point = f"{censored}{saturation['size']:,.0f}"
-        if saturation["interval"]:
-            point += " [{:,.0f}, {:,.0f}]".format(*saturation["interval"])
-    cells = [
-        fit["score"] + reading, fit["model"], fit["form"] or f"none: {fit['reason']}",
-        "; ".join(parameters), "–" if fit["aicc"] is None else f"{fit['aicc']:.1f}",
-        _short(fit["left_out_error"]), point, "; ".join(fit["flags"]),
-    ]  # fmt: skip
-    return "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
-
-
-def _short(value) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _provenance(provenance: dict) -> str:
-    lines = (
-        f"<tr><th>{html.escape(str(name))}</th><td><pre>{html.escape(str(value))}</pre></td></tr>"
-        for name, value in provenance.items()
-    )
-    return f"<table>{''.join(lines)}</table>"
 
 
 def _write(path: Path, text: str) -> Path:
