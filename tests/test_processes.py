@@ -104,7 +104,17 @@ def test_gpus_or_their_memory_are_shared_out(monkeypatch):
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "3", "2"]
     assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in shares} == {"0.450"}
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert set(processes._share(0, 2)) == {"TQDM_MININTERVAL"}
+    assert "CUDA_VISIBLE_DEVICES" not in processes._share(0, 2)
+
+
+def test_cores_are_shared_out_unless_threads_were_asked_for(monkeypatch):
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 8)
+    for name in ("PJRT_NPROC", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert [processes._share(0, count)["PJRT_NPROC"] for count in (2, 3, 20)] == ["4", "2", "1"]
+    monkeypatch.setenv("PJRT_NPROC", "16")  # of simulated devices, which need as many
+    assert processes._share(0, 2)["PJRT_NPROC"] == "16"
+    assert processes._share(0, 2)["OMP_NUM_THREADS"] == "4"
 
 
 def test_jobs_of_a_cluster_end_each_for_itself(tmp_path):

@@ -161,8 +161,12 @@ def _stop(*_) -> None:
 
 
 def _share(slot: int, count: int) -> dict[str, str]:
-    """Environment of one of so many processes: its GPUs, and no bar that fills the log."""
-    own = {"TQDM_MININTERVAL": "30"}
+    """Environment of one of so many processes: its GPUs and cores, no bar that fills the log."""
+    # Threads beyond its cores would wait for those of others: XLA's, and those of BLAS.
+    cores = str(max(1, os.cpu_count() // count))
+    own = {"PJRT_NPROC": cores, "OMP_NUM_THREADS": cores}
+    own = {name: os.environ.get(name, value) for name, value in own.items()}
+    own["TQDM_MININTERVAL"] = "30"
     gpus = _gpus()
     if gpus and count <= len(gpus):
         each = len(gpus) // count
