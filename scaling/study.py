@@ -255,9 +255,12 @@ def _report(settings, workdir, jobs, faults, corpus) -> str:
         table = pd.DataFrame(rows)
         table.to_csv(workdir / "scores.csv", index=False)
         hparams.write(table, settings.run.train.learning_rate, workdir / "runs")
-        known = origin(workdir) | {"cells": prepare.describe(corpus)}
+        known = origin(workdir) | {"compute": _spent(workdir, jobs)}
+        known |= {"cells": prepare.describe(corpus)}
         known |= {"missing": missing} if missing else {}
         verdict = report.analyse(table, workdir, known)
+        pictures = {path.stem: path for path in sorted((workdir / "plots").glob("*.png"))}
+        writer.write_report(workdir / "runs", verdict, pictures)
         verdict += f"\n\nReport: {workdir / 'report.html'}"
     if not faults:
         return verdict
@@ -265,6 +268,16 @@ def _report(settings, workdir, jobs, faults, corpus) -> str:
         f"{len(faults)} of {len(jobs)} jobs failed: {missing}; {manifest.FAILED} in their folders "
         f"in {workdir / 'runs'} has more, and the same command tries them again",
         f"Without {len(faults)} of {len(jobs)} jobs, which failed: {', '.join(faults)}\n{verdict}",
+    )
+
+
+def _spent(workdir: pathlib.Path, jobs: list[Job]) -> str:
+    files = [_folder(workdir, job) / loop.DONE for job in jobs if job.steps]
+    runs = [json.loads(path.read_text()) for path in files if path.exists()]
+    seen, flops, seconds = (sum(r[of] for r in runs) for of in ("exposures", "flops", "seconds"))
+    return (
+        f"pretraining: {len(runs)} runs that saw {seen:,} cells, {flops:.3g} model FLOPs (counted "
+        f"products, forward and backward), {seconds / 3600:.2f} hours, summed over runs"
     )
 
 

@@ -269,9 +269,11 @@ def test_every_axis_reaches_the_scores_the_curves_and_the_hparams(tmp_path):
     stored = table[table["run"] == job.name]["value"].tolist()
     assert stored == pytest.approx(scored, nan_ok=True)
     assert stored != pytest.approx([row["value"] for row in study.evaluate_run(*given)])
-    held = {fit["dataset"] for fit in json.loads((tmp_path / "fits.json").read_text())["fits"]}
-    assert held == {f"simulated ({epochs} epochs) ({variant} variant)"
-                    for epochs in (1, 2) for variant in ("recalibrated", "plain")}  # fmt: skip
+    fits = json.loads((tmp_path / "fits.json").read_text())["fits"]
+    assert {(fit["dataset"], fit["model"]) for fit in fits} == {
+        (f"simulated ({epochs} epochs)", model)
+        for epochs in (1, 2) for model in ("mlm", "cab", "cab_plain")
+    }  # fmt: skip
     for name in runs.index:
         events = EventAccumulator(str(tmp_path / "runs" / name)).Reload()
         start = HParamsPluginData.FromString(
@@ -288,6 +290,7 @@ def test_report_stands_alone_and_the_verdict_says_too_few_sizes(done):
     assert "src=\"data:image/png;base64" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "too few sizes" in done[1]
+    assert f"4 runs that saw {4 * 25 * 8:,} cells" in page and "model FLOPs" in page
     assert str(done[0] / "report.html") in done[1]
 
 
@@ -305,6 +308,9 @@ def test_tensorboard_holds_the_record_and_the_hparams(done):
     assert "_hparams_/session_start_info" in events.summary_metadata
     sweep = EventAccumulator(str(done[0] / "runs")).Reload()
     assert "_hparams_/experiment" in sweep.summary_metadata
+    picture = (done[0] / "plots" / "masked_genes_simulated_P.png").read_bytes()
+    shown = sweep.Images("report/masked_genes_simulated_P")
+    assert [image.encoded_image_string for image in shown] == [picture]
 
 
 def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):

@@ -10,6 +10,7 @@ from scaling.pretrain.writer import (
     read_rows,
     write_hparams,
     write_hparams_columns,
+    write_report,
 )
 
 
@@ -88,3 +89,15 @@ def test_tensorboard_reads_settings_and_scores_of_a_sweep(tmp_path):
     events = EventAccumulator(str(tmp_path / "cab-n100-s0")).Reload()
     (score,) = events.Tensors("pbmc/accuracy")
     assert score.tensor_proto.float_val[0] == 0.25
+
+
+def test_a_report_takes_the_place_of_the_one_before(tmp_path):
+    picture = tmp_path / "loss.png"
+    picture.write_bytes(b"first")
+    write_report(tmp_path, "old", {"loss": picture})
+    picture.write_bytes(b"second")
+    write_report(tmp_path, "up\ndown", {"loss": picture})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [image.encoded_image_string for image in events.Images("report/loss")] == [b"second"]
+    [text] = events.Tensors("report")
+    assert text.tensor_proto.string_val[0] == b"up  \ndown"

@@ -3,8 +3,9 @@
 import json
 import pathlib
 
-from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary import Writer as ScalarWriter
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -103,4 +104,18 @@ def write_hparams_columns(folder: pathlib.Path, settings: list[str], scores: lis
     )
     events = EventFileWriter(str(folder), filename_suffix=".hparams")
     events.add_event(event_pb2.Event(summary=columns))
+    events.close()
+
+
+def write_report(folder: pathlib.Path, text: str, pictures: dict[str, pathlib.Path]) -> None:
+    """Shows a text and PNGs by name, in place of those that stood there."""
+    for before in folder.glob("*.report"):
+        before.unlink()
+    events = EventFileWriter(str(folder), filename_suffix=".report")
+    lines = text.replace("\n", "  \n")  # line breaks of Markdown
+    events.add_event(event_pb2.Event(summary=text_pb("report", lines)))
+    for name, path in pictures.items():
+        image = summary_pb2.Summary.Image(encoded_image_string=path.read_bytes())
+        value = summary_pb2.Summary.Value(tag=f"report/{name}", image=image)
+        events.add_event(event_pb2.Event(summary=summary_pb2.Summary(value=[value])))
     events.close()
