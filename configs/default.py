@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.heads = 4  # H
     model.feed_forward = 512  # F
     model.length = 2048  # L, rank positions a cell is cut to
-    model.activation = "relu"  # relu, gelu or silu
+    model.activation = "relu"  # relu, gelu, gelu_tanh (its approximation) or silu
     model.dropout = 0.02  # of hidden states
     model.attention_dropout = 0.02  # of attention weights; 0.0 where devices.attention is fused
     model.norm_epsilon = 1e-12  # of layer norms

@@ -1,23 +1,23 @@
-"""Run + cells -> a copy of their `.h5ad` with embeddings in `.obsm`.
+"""Run, or Geneformer's weights, + cells -> a copy of their `.h5ad` with embeddings in `.obsm`.
 
 python -m experiments.embed --checkpoint=RUN --h5ad=CELLS --out=COPY [--name=NAME] [--layer=-2]
-[--pool=genes]
+[--pool=genes]; with a folder of config.json and model.safetensors also --vocabulary=DICTIONARIES
 """
 
-import json
 import pathlib
 
 from absl import app, flags
 
 from experiments.launch import parse, report_errors
 from scaling.corpus import columns, readers
-from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed
-from scaling.pretrain import loop
-from scaling.pretrain.model import ModelSettings
+from scaling.geneformer import runs
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a run's folder, or RUN/checkpoints/STEP", required=True
+    "checkpoint", None, "a run's folder, RUN/checkpoints/STEP, or Geneformer's", required=True
+)
+VOCABULARY = flags.DEFINE_string(
+    "vocabulary", "", "of Geneformer's weights: folder of its dictionaries, or a vocabulary.json"
 )
 H5AD = flags.DEFINE_string("h5ad", None, "cells to embed, raw counts", required=True)
 OUT = flags.DEFINE_string("out", None, "the copy to write", required=True)
@@ -30,13 +30,10 @@ COUNTS = flags.DEFINE_string("data.layer", "", "layer with raw counts; '' looks 
 
 
 def main() -> str:
-    """Embeds every cell of a file with a run's last checkpoint."""
-    run, step = loop.run_and_step(pathlib.Path(CHECKPOINT.value))
-    model = ModelSettings(**json.loads((run / loop.SETTINGS).read_text())["model"])
-    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    """Embeds every cell of a file with a run's last checkpoint, or with given weights."""
+    params, model, vocabulary = runs.encoder(pathlib.Path(CHECKPOINT.value), VOCABULARY.value)
     source = readers.open_source(H5AD.value, layer=COUNTS.value, gene_column=GENE_COLUMN.value)
     ids = columns.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
-    params = loop.load_params(run, model, len(vocabulary), step)
     out = pathlib.Path(OUT.value)
     found, covered = embed.embed_file(
         params, model, LAYER.value, vocabulary, source, ids, out, NAME.value, POOL.value

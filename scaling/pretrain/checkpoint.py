@@ -69,6 +69,21 @@ def save(checkpoints: ocp.CheckpointManager, run: str, step: int, state, clock: 
         checkpoints.save(step, args=ocp.args.Composite(about=about, **items), force=True)
 
 
+def save_params(folder: pathlib.Path, run: str, params) -> None:
+    """Saves parameters alone, as of step 0: a run that can be read and not gone on with.
+
+    Args:
+      folder: of the checkpoints.
+      run: its hash.
+      params: of the encoder.
+    """
+    sums = {"params": np.asarray(fingerprint(params)).tolist()}
+    about = ocp.args.JsonSave({"run": run, "fingerprints": sums, "clock": {}})
+    args = ocp.args.Composite(about=about, params=ocp.args.StandardSave(params))
+    with manager(folder) as checkpoints, _told(checkpoints):
+        checkpoints.save(0, args=args, force=True)
+
+
 def check(checkpoints: ocp.CheckpointManager, wait: bool = False) -> None:
     """Raises an OSError where a save in the background went wrong; `wait` lets it end first."""
     with _told(checkpoints):

@@ -127,6 +127,8 @@ def run_and_step(given: pathlib.Path) -> tuple[pathlib.Path, int | None]:
 def rows_trained_on(folder: pathlib.Path, corpus: Corpus) -> np.ndarray | None:
     """Rows of the cells that a run was trained on; None where that was another corpus."""
     held = json.loads((folder / SETTINGS).read_text())
+    if "train" not in held:  # weights from elsewhere
+        return None
     settings = RunSettings.from_config({**held, "devices": {}})
     if settings.hash(corpus.manifest["checksums"]) != held["hash"]:
         return None

@@ -11,7 +11,12 @@ from scaling.corpus.tokens import PAD
 from scaling.pretrain.fused_attention import attend
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": functools.partial(nn.gelu, approximate=False),  # BERT's
+    "gelu_tanh": nn.gelu,
+    "silu": nn.silu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
