@@ -4,6 +4,7 @@ corpus     raw counts -> rank tokens on disk (NumPy only, never JAX)
 pretrain   tokens -> checkpoints
 evaluate   checkpoints + cells -> scores
 analyse    scores over runs -> curves, claims, report
+geneformer Hugging Face weights <-> runs
 sweeps     axes of a study -> its jobs, their processes, the manifest
 study      one config -> all of the above
 
