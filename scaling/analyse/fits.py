@@ -6,6 +6,7 @@ the forms are in forms.py, the search in refits.py. Every random draw comes from
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from scaling.analyse import cautions, intervals, trends
 from scaling.analyse.forms import FORMS, bounds, columns_of, curve, named
@@ -45,7 +46,8 @@ def fit_table(rows: pd.DataFrame, size: str = "cells", draws: int = 500) -> list
             f"first {twice.iloc[0][same].to_dict()}; keep one row per run and score"
         )
     fits = []
-    for key, group in table.groupby(KEY, sort=True):
+    groups = table.groupby(KEY, sort=True)
+    for key, group in tqdm(groups, desc="curves", unit="curves", leave=False):
         scale = "log" if group["score"].iloc[0] == "loss" else "raw"
         converged = group[group["converged"] != False]  # noqa: E712 (None is neither)
         try:

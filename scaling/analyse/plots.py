@@ -1,5 +1,6 @@
 """Scores and fitted curves in; PNGs per task, data set and reading out, one panel per score."""
 
+import io
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from scaling.analyse.fits import LOWER_IS_BETTER
 from scaling.analyse.trends import tidy
@@ -133,9 +135,11 @@ def _draw(rows: pd.DataFrame, curves: list[dict], title: str, path: Path, panel)
     figure.suptitle(title, fontsize=14, fontweight="bold")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1,
                   fontsize=9, frameon=False)  # fmt: skip
-    unfinished = path.with_name(f".{path.name}.part")
-    figure.savefig(unfinished, dpi=140, format="png")
+    unfinished, drawn = path.with_name(f".{path.name}.part"), io.BytesIO()
+    figure.savefig(drawn, dpi=140, format="png")
     plt.close(figure)
+    # Few colours are drawn; a palette of them takes a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(192).save(unfinished, "PNG", optimize=True)
     os.replace(unfinished, path)
 
 
