@@ -86,11 +86,15 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path):
     wait_for(tmp_path / "started")
     starter.kill()
     starter.wait()
-    wait_for(tmp_path / "saved")
+    wait_for(tmp_path / "saved")  # what a process does as its last, when it is told to end
+    assert (tmp_path / "saved").exists()
 
 
 def wait_for(path: pathlib.Path) -> None:
+    """Until there is such a file; a test that waits in vain fails and does not hang."""
+    end = time.monotonic() + 300
     while not path.exists():
+        assert time.monotonic() < end, f"{path.name} was never written"
         time.sleep(0.1)
 
 

@@ -64,7 +64,7 @@ def settings_of(config: dict, path: pathlib.Path) -> ModelSettings:
 
 def config_of(model: ModelSettings, vocabulary: int, kind: str, labels: int, types: int) -> dict:
     """The `config.json` of an encoder, for the transformers library."""
-    named = {of: name for name, of in reversed(ARCHITECTURES.items())}
+    named = {of: name for name, of in ARCHITECTURES.items()}
     config = {
         "architectures": [named["masked_lm" if kind == "cab" else kind]],
         "model_type": "bert",

@@ -46,6 +46,8 @@ class Weights:
 def read(folder: pathlib.Path) -> Weights:
     """Reads `config.json` and `model.safetensors`; which layout it is, the names of tensors tell.
 
+    Narrower floats become float32.
+
     Raises:
       ValueError: another model or setting than the encoder has, pickled weights, a damaged file,
         or tensors that are missing, too many, or of another shape: each is named.
