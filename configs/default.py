@@ -114,6 +114,10 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.baselines = ("hvg", "pca")
     # {data set: (control, stimulated)}, two of its batches, for perturbation
     evaluate.stimulus = ml_collections.ConfigDict()
+    # {data set: control}, for perturbation: the data set's batches are perturbed genes (data.batch
+    # names the column), "A+B" of two, and the control's name
+    evaluate.screens = ml_collections.ConfigDict()
+    evaluate.gene_names = ""  # as data.gene_names, for screens and gene_sets of symbols
     evaluate.ontology = ""  # OBO file of the Cell Ontology, for ontology
     evaluate.ontology_labels = ""  # CSV: label, term; "" is the table that comes along
     # {name: {"path": CSV, "positive": column, "negative": column} of two lists of genes, or

@@ -7,7 +7,8 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from scaling.evaluate import baselines, gene_sets, gene_tables
+from scaling.corpus import gene_tables
+from scaling.evaluate import baselines, gene_sets
 
 GENES = np.array([f"g{number}" for number in range(200)])
 
@@ -204,6 +205,9 @@ def test_tables_are_read(tmp_path):
     assert gene_tables.read_flags(path, "tf", "k4") == {"A": True, "B": True}
     path.write_text("S1\tabout\tA\tB\tA\n\nS2\t\tC\n")
     assert gene_tables.read_gmt(path) == {"S1": ("A", "B"), "S2": ("C",)}
+    names = tmp_path / "names.csv"
+    names.write_text("gene_name,ensembl_id\nA,E1\nD,E4\n")
+    assert gene_tables.read_gmt(path, names) == {"S1": ("E1", "B"), "S2": ("C",)}
     path.write_text("ensembl_id,gene_name\nE1,A\nE2,B\nE3,B\nE4,\nE1,A\n")
     assert gene_tables.read_symbols(path) == {"A": "E1"}
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from configs import smoke
 from scaling.evaluate import representations, scores
@@ -123,6 +124,37 @@ def test_a_stimulus_is_foreseen_and_its_baselines_stand_beside(tiny_corpus):
     assert set(beside) == {"no_change", "training_mean", "nearest_type", "pca_regression"}
 
 
+def test_a_screen_is_scored_with_gene_embeddings_and_its_baselines(tiny_corpus, tmp_path):
+    genes, name = tiny_corpus.vocabulary.genes, held_out(tiny_corpus).name
+    table = tmp_path / "names.csv"
+    table.write_text("gene_name,ensembl_id\n" + "".join(f"S{i},{g}\n" for i, g in enumerate(genes)))
+    data = held_out(
+        tiny_corpus, tasks=("perturbation",), screens={name: "ctrl"}, gene_names=str(table)
+    )
+    # Cells of a perturbation show its gene and the next one more; S1 is the symbol of genes[1].
+    kinds = ["ctrl", "S1", "S2+ctrl", "S3", "S4", "S5", "S1+S2", "S3+S4", "S2+S5", "S1+S4"]
+    counts = np.random.default_rng(0).poisson(200.0, (4 * len(data.rows), len(genes)))
+    data.batches, data.donors = np.resize(kinds, len(counts)), np.tile(data.donors, 4)
+    for i in range(1, 6):
+        counts[np.array([f"S{i}" in kind for kind in data.batches]), i : i + 2] += 200
+    data.counts, data.totals = sparse.csr_matrix(counts), counts.sum(1).astype(float)
+    known = np.eye(len(genes), dtype=np.float32)
+    known[5] = np.nan  # has no embedding
+    given = Representation(lambda data: None, genes=lambda data: {"table": known})
+    rows = scores.rows_of_representation(given, data)
+    by = {(row["score"], row["of"]): row for row in rows}
+    assert {row["task"] for row in rows} == {"perturbation"}
+    ids = "+".join(sorted((genes[1], genes[2])))
+    assert by["combinations_r2", f"{ids}, table"]["value"] is not None
+    assert by["perturbations_r2", f"{genes[5]}, table"]["note"] == f"no embedding of {genes[5]}"
+    assert "1 of 5 perturbations have no value" in by["perturbations_r2", "table"]["note"]
+    beside = scores.rows_of_responses(data)
+    assert set(beside) == {"no_change", "training_mean", "additive", "pca_regression"}
+    additive = {row["score"]: row["value"] for row in beside["additive"] if row["of"] == ""}
+    assert additive["combinations_r2"] > 0.8
+    assert not any(score.startswith("perturbations") for score in additive)
+
+
 def test_harmony_without_batches_has_a_note_and_not_an_error(tiny_corpus):
     data = held_out(tiny_corpus)  # of one batch
     harmony = representations.fit_baselines(tiny_corpus, np.arange(9), ("harmony",))["harmony"]
@@ -151,7 +183,7 @@ def test_classifiers_are_fitted_where_probes_are(tiny_corpus):
         ({"tasks": ("ontology",), "ontology": "no.obo"}, "files that are not there: no.obo"),
         ({"tasks": ("gene_sets",), "gene_sets": "no.gmt"}, "files that are not there: no.gmt"),
         ({"pool": "last"}, "evaluate.pool is 'last'"),
-        ({"tasks": ("perturbation",)}, "which needs evaluate.stimulus"),
+        ({"tasks": ("perturbation",)}, "needs evaluate.stimulus or evaluate.screens"),
         ({"tasks": ("gene_sets",)}, "evaluate.gene_labels or evaluate.gene_sets"),
     ],
 )

@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.model_selection import KFold
 
 from scaling.evaluate.change_regressions import bilinear, ridge
-from scaling.evaluate.changes import HeldOut, joined, nothing_scored, score_changes
+from scaling.evaluate.changes import REFERENCE, HeldOut, joined, nothing_scored, score_changes
 from scaling.evaluate.intervals import Score
 from scaling.evaluate.perturbation import (
     FEWEST_CELLS,
@@ -20,6 +20,7 @@ from scaling.evaluate.perturbation import (
 )
 
 FOLDS = 10
+PREDICTORS = ("embedding", "no_change", "training_mean", "additive", "pca_regression")
 Predictions = list[tuple[dict[str, np.ndarray | None], dict[str, str]]]  # and notes, per unit
 
 
@@ -33,6 +34,7 @@ def unseen_perturbations(
     *,
     donors: np.ndarray | None = None,
     seed: int = 0,
+    predictors: tuple[str, ...] = PREDICTORS,
 ) -> dict[str, list[Score]]:
     """Predict the change by perturbing a gene that was perturbed in no training cell.
 
@@ -63,6 +65,7 @@ def unseen_perturbations(
       control: its name.
       donors: one name per cell, "" where unknown, or None.
       seed: of folds and resamples.
+      predictors: which are made, `training_mean` always among them.
 
     Returns:
       Scores by predictor, as `score_changes` gives them; all None with a note where fewer than
@@ -74,16 +77,16 @@ def unseen_perturbations(
     """
     screen = _Screen(expression_NxG, measured_genes, perturbation, control, donors)
     embedding = _Genes(gene_embedding_VxD, embedded_genes)
-    predictors = ("embedding", "no_change", "training_mean", "pca_regression")
+    made = _made(predictors, without=("additive",))
 
     def predict(train: list[str], test: list[str]) -> Predictions:
         mean_G = screen.changes(train).mean(0)
         return [
             ({"training_mean": mean_G} | predicted, notes)
-            for predicted, notes in _regressions(screen, embedding, train, test, seed)
+            for predicted, notes in _regressions(screen, embedding, train, test, seed, made)
         ]
 
-    return _by_folds(screen, screen.singles, predict, predictors, "perturbations", seed)
+    return _by_folds(screen, screen.singles, predict, made, "perturbations", seed)
 
 
 def unseen_combinations(
@@ -96,6 +99,7 @@ def unseen_combinations(
     *,
     donors: np.ndarray | None = None,
     seed: int = 0,
+    predictors: tuple[str, ...] = PREDICTORS,
 ) -> dict[str, list[Score]]:
     """Predict the change by perturbing several genes at once, each of which was seen alone.
 
@@ -110,11 +114,11 @@ def unseen_combinations(
     """
     screen = _Screen(expression_NxG, measured_genes, perturbation, control, donors)
     embedding = _Genes(gene_embedding_VxD, embedded_genes)
-    predictors = ("embedding", "no_change", "training_mean", "additive", "pca_regression")
+    made = _made(predictors)
 
     def predict(train: list[str], test: list[str]) -> Predictions:
         mean_G = screen.changes(train).mean(0)
-        found = _regressions(screen, embedding, screen.singles + train, test, seed)
+        found = _regressions(screen, embedding, screen.singles + train, test, seed, made)
         return [
             (
                 {
@@ -127,7 +131,7 @@ def unseen_combinations(
             for name, (predicted, notes) in zip(test, found, strict=True)
         ]
 
-    return _by_folds(screen, screen.combinations, predict, predictors, "combinations", seed)
+    return _by_folds(screen, screen.combinations, predict, made, "combinations", seed)
 
 
 class _Genes:
@@ -184,8 +188,12 @@ class _Screen:
         return np.stack([self._mean[name] for name in perturbations]) - self.control_G
 
 
-def _regressions(screen, embedding, train, test, seed) -> Predictions:
-    """Predictions of no change and of both regressions, which know the change per gene."""
+def _made(predictors: tuple[str, ...], without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return tuple(name for name in PREDICTORS if name in {*predictors, REFERENCE} - {*without})
+
+
+def _regressions(screen, embedding, train, test, seed, made) -> Predictions:
+    """Predictions of no change and of the regressions made, which know the change per gene."""
 
     def from_embedding(change_UxG, rows_U, rows_T):
         z_UxD, z_TxD = (
@@ -201,6 +209,8 @@ def _regressions(screen, embedding, train, test, seed) -> Predictions:
         ("embedding", embedding, from_embedding, "embedding"),
         ("pca_regression", screen.measured, from_expression, "expression"),
     ):
+        if predictor not in made:
+            continue
         fitted = [name for name in train if not genes.lacking(name)]
         wanted = [name for name in test if not genes.lacking(name)]
         by_name = {}

@@ -36,6 +36,10 @@ class EvaluateSettings:
       tasks: of TASKS.
       baselines: of BASELINES.
       stimulus: {data set: (control, stimulated)}, two of its batches, for "perturbation".
+      screens: {data set: its control}, for "perturbation": its batches are perturbed genes, as
+        `gene_perturbation` reads them.
+      gene_names: CSV file with the columns gene_name and ensembl_id, for perturbed genes and gene
+        sets of symbols; "" for those that write genes as the vocabulary does.
       ontology: path of the Cell Ontology's OBO file, for "ontology"; "" for none.
       ontology_labels: CSV file with the columns label, term; "" for the table that comes along.
       gene_labels: {name: the arguments of `gene_tables.read_labels`}, for "gene_sets".
@@ -50,6 +54,8 @@ class EvaluateSettings:
     tasks: tuple[str, ...] = TASKS[:4]
     baselines: tuple[str, ...] = BASELINES[:2]
     stimulus: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    screens: dict[str, str] = dataclasses.field(default_factory=dict)
+    gene_names: str = ""
     ontology: str = ""
     ontology_labels: str = ""
     gene_labels: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -63,12 +69,14 @@ class EvaluateSettings:
         for field, names in (("tasks", TASKS), ("baselines", BASELINES)):
             if unknown := sorted(set(getattr(self, field)) - set(names)):
                 raise ValueError(f"evaluate.{field} has {unknown}; there are {names}")
-        for task, needed in (("ontology", ("ontology",)), ("perturbation", ("stimulus",)),
+        for task, needed in (("ontology", ("ontology",)), ("perturbation", ("stimulus", "screens")),
                              ("gene_sets", ("gene_labels", "gene_sets"))):  # fmt: skip
             if task in self.tasks and not any(getattr(self, name) for name in needed):
                 fields = " or ".join(f"evaluate.{name}" for name in needed)
                 raise ValueError(f"evaluate.tasks has {task!r}, which needs {fields}")
-        named = [self.ontology, self.ontology_labels] if "ontology" in self.tasks else []
+        named = [self.gene_names]
+        if "ontology" in self.tasks:
+            named += [self.ontology, self.ontology_labels]
         if "gene_sets" in self.tasks:
             named += [self.gene_sets, *(table.get("path") for table in self.gene_labels.values())]
         if missing := [path for path in named if path and not pathlib.Path(path).is_file()]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from scaling.corpus import gene_tables
 from scaling.evaluate import (
     baselines,
     batch_mixing,
@@ -16,7 +17,6 @@ from scaling.evaluate import (
     confounds,
     confusion,
     gene_sets,
-    gene_tables,
     label_scores,
     masked_genes,
     noise,
@@ -24,6 +24,7 @@ from scaling.evaluate import (
     ontology,
     perturbation,
     roughness,
+    screens,
     umaps,
 )
 from scaling.evaluate.held_out import HeldOut
@@ -120,10 +121,13 @@ def rows_of_classifiers(names: tuple[str, ...], data: HeldOut) -> dict[str, list
 
 def rows_of_responses(data: HeldOut) -> dict[str, list[dict]]:
     """Perturbation scores of the predictors that need no embedding, by name."""
-    if "perturbation" not in data.settings.tasks or not _has_stimulus(data):
+    if "perturbation" not in data.settings.tasks:
         return {}
-    asked = tuple(name for name in perturbation.PREDICTORS if name != "embedding")
-    found = _responses(data, np.zeros((len(data.rows), 1)), asked)
+    found = screens.scores_of_baselines(data) if screens.is_screen(data) else {}
+    if _has_stimulus(data):
+        asked = tuple(name for name in perturbation.PREDICTORS if name != "embedding")
+        for name, scored in _responses(data, np.zeros((len(data.rows), 1)), asked).items():
+            found[name] = [*found.get(name, ()), *scored]
     return {
         name: [_row(data, "perturbation", score.row()) for score in scored]
         for name, scored in found.items()
@@ -170,6 +174,10 @@ class _Examined:
     @functools.cached_property
     def _embedding(self) -> np.ndarray:
         return self._representation.embed(self._data)
+
+    @functools.cached_property
+    def _genes(self) -> dict[str, np.ndarray]:
+        return self._representation.genes(self._data)
 
     @functools.cached_property
     def _predicted(self) -> dict[str, label_scores.Predictions]:
@@ -223,10 +231,12 @@ class _Examined:
         )  # fmt: skip
 
     def perturbation(self) -> list[Score]:
-        data = self._data
-        if not _has_stimulus(data):
-            return []
-        return _responses(data, self._embedding, ("embedding",))["embedding"]
+        data, found = self._data, []
+        if _has_stimulus(data):
+            found += _responses(data, self._embedding, ("embedding",))["embedding"]
+        if screens.is_screen(data) and self._representation.genes is not None:
+            found += screens.scores_of_genes(data, self._genes)
+        return found
 
     def noise(self) -> list[Score]:
         data, split, represent = self._data, self._split, self._representation.of_counts
@@ -270,9 +280,10 @@ class _Examined:
         expression = gene_sets.expression_baseline(data.counts, data.totals)
         genes, found = np.array(data.corpus.vocabulary.genes), []
         labels = {n: gene_tables.read_labels(**of) for n, of in settings.gene_labels.items()}
-        sets = gene_tables.read_gmt(settings.gene_sets) if settings.gene_sets else {}
+        named = settings.gene_sets, settings.gene_names
+        sets = gene_tables.read_gmt(*named) if settings.gene_sets else {}
         seed = settings.seed
-        for kind, embedding in self._representation.genes(data).items():
+        for kind, embedding in self._genes.items():
             asked = embedding, genes
             for name, of_genes in labels.items():
                 of = f"{name}, {kind}"

@@ -62,23 +62,30 @@ def read_labels(path: str | pathlib.Path, **columns) -> dict[str, bool]:
     )
 
 
-def read_gmt(path: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
+def read_gmt(
+    path: str | pathlib.Path, gene_names: str | pathlib.Path = ""
+) -> dict[str, tuple[str, ...]]:
     """Gene sets by name from a GMT file: a set per line, name, description, genes, by tabs.
+
+    Args:
+      path: of the file.
+      gene_names: table of `read_symbols`, by which genes are renamed that it knows; "" for none.
 
     Raises:
       ValueError: a line without a gene, or a set's name twice.
     """
     sets: dict[str, tuple[str, ...]] = {}
+    ids = read_symbols(gene_names) if gene_names else {}
     for number, line in enumerate(pathlib.Path(path).read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
         name, *rest = line.split("\t")
-        genes = tuple(dict.fromkeys(gene.strip() for gene in rest[1:] if gene.strip()))
+        genes = [ids.get(gene.strip(), gene.strip()) for gene in rest[1:] if gene.strip()]
         if not genes:
             raise ValueError(f"{path}: line {number} has no name, description and genes by tabs")
         if name in sets:
             raise ValueError(f"{path}: line {number}: set {name!r} stands twice; rename one")
-        sets[name] = genes
+        sets[name] = tuple(dict.fromkeys(genes))
     return sets
 
 
