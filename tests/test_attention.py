@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.pretrain.attention import QUERIES, attend
+from scaling.pretrain import attention
+from scaling.pretrain.attention import QUERIES, SCORES, attend
 
 
 def draw(length: int):
@@ -108,16 +109,34 @@ def test_a_cell_without_a_gene_has_finite_gradients():
     assert all(np.isfinite(grad).all() for grad in grads)
 
 
-def test_no_array_over_all_pairs_of_positions_is_held():
-    *arrays, weight, mask = draw(512)
+def test_no_scores_of_more_than_a_heads_block_are_held():
+    length = 3 * QUERIES
+    *arrays, weight, mask = draw(length)
 
     def loss(*arrays):
         return (blocked(*arrays, mask, rate=0.1) * weight).sum()
 
     program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile().as_text()
-    shapes = re.findall(r"\b(?:pred|[sufb]\w*\d+)\[([\d,]+)\]", program)
-    largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
-    assert largest == 2 * 3 * QUERIES * 512
+    largest = {}
+    for kind, shape in re.findall(r"\b(pred|[sufb]\w*\d+)\[([\d,]+)\]", program):
+        size = int(np.prod([int(n) for n in shape.split(",")]))
+        largest[kind] = max(largest.get(kind, 0), size)
+    assert largest.pop("f32") == QUERIES * length <= SCORES
+    assert largest.pop("pred") == length**2  # what dropout keeps, the same for all cells and heads
+    assert max(largest.values()) < length**2
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4, 6])
+def test_how_many_heads_are_computed_at_a_time_changes_nothing(at_once, monkeypatch):
+    *arrays, weight, mask = draw(40)
+
+    def gradients():
+        return jax.grad(lambda *a: (blocked(*a, mask, rate=0.2) * weight).sum(), (0, 1, 2))(*arrays)
+
+    wanted = gradients()
+    monkeypatch.setattr(attention, "SCORES", at_once * 40 * 40)
+    for grad, want in zip(gradients(), wanted, strict=True):
+        np.testing.assert_allclose(grad, want, 1e-4, 1e-6)
 
 
 def test_a_cell_without_a_gene_has_the_gradients_of_flax():

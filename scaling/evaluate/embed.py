@@ -22,7 +22,7 @@ from scaling.evaluate.held_out import POOLS
 from scaling.pretrain import sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 
-LENGTHS = (64, 128, 256, 384, 512, 768, 1_024, 1_536)  # that cells are padded to, or the longest
+LENGTHS = (*range(64, 512, 64), *range(512, 4_096, 128))  # that cells are padded to, or the longest
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "special", "pool"))
@@ -126,7 +126,7 @@ def embed_genes(
 
 def tokens_of_batch() -> int:
     """Positions that a device gets at a time: enough to fill it."""
-    return 4_096 if jax.default_backend() == "cpu" else 65_536
+    return 2_048 if jax.default_backend() == "cpu" else 65_536
 
 
 def _check_layer(model: ModelSettings, layer: int) -> None:

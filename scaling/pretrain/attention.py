@@ -2,11 +2,19 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-QUERIES = 256  # at a time: their scores stay near the core on CPU
+from kernels.cab import api
+from scaling.pretrain.sharding import CELLS
+
+QUERIES = 512  # at a time
+# Scores at a time on CPU, of one or several heads: they stay near the core, and an operation has
+# enough to do for all cores. Elsewhere all cells and heads are computed at once.
+SCORES = 2**20
 
 
 def attend(
@@ -37,76 +45,118 @@ def attend(
     Returns:
       [B, M, H, D / H].
     """
-    length, width = query.shape[1], query.shape[3]
     rate = 0.0 if deterministic else dropout_rate
+    arrays = query, key, value, mask, dropout_rng if rate else None
+    local = functools.partial(_attend, rate=rate)
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return local(*arrays)
+    cells = tuple(name for name in CELLS if name in sizes)
+    if len(query) % math.prod(sizes[name] for name in cells):
+        cells = ()
+    heads = "tensor" if query.shape[2] % sizes.get("tensor", 1) == 0 and "tensor" in sizes else None
+    of = P(cells, None, heads, None)
+    return jax.shard_map(
+        local, in_specs=(of, of, of, P(cells), P()), out_specs=of, check_vma=False
+    )(*arrays)
+
+
+def _attend(query, key, value, mask, rng, rate: float):
+    """`attend` of the cells and heads of one device."""
+    (batch, length, heads, width), keys = query.shape, key.shape[1]
     rows = -(-length // -(-length // QUERIES))  # blocks of one size, so that few rows are filled up
-    query_KxBxHxRxE = _cut(query * width**-0.5, rows)
-    key_BxHxLxE, value_BxHxLxE = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-    arrays = query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask
-    return _join(_blocks(*arrays, dropout_rng if rate else None, rate))[:, :length]
+    blocks = -(-length // rows)
+    padded = jnp.pad(query * width**-0.5, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
+    query_GxKxRxE = _apart(padded).reshape(-1, blocks, rows, width)
+    mask_GxL = jnp.repeat(mask.reshape(batch, keys), heads, axis=0)
+    kept_KxRxL = None
+    if rate:
+        kept_KxRxL = jax.lax.map(
+            lambda block: _kept(jax.random.fold_in(rng, block), rate, (rows, keys)),
+            jnp.arange(blocks),
+        )
+    out = _blocks(query_GxKxRxE, _apart(key), _apart(value), mask_GxL, kept_KxRxL, rate)
+    out = out.reshape(batch, heads, -1, out.shape[-1])[:, :, :length]
+    return jnp.swapaxes(out, 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _blocks(query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, rng, rate: float):
-    return _forward(query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, rng, rate)[0]
+def _blocks(query_GxKxRxE, key_GxLxE, value_GxLxE, mask_GxL, kept_KxRxL, rate: float):
+    return _forward(query_GxKxRxE, key_GxLxE, value_GxLxE, mask_GxL, kept_KxRxL, rate)[0]
 
 
-def _forward(query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, rng, rate: float):
-    def block(args):
-        query_BxHxRxE, number = args
-        scores = _scores(query_BxHxRxE, key_BxHxLxE, mask)
-        peak = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - peak)
-        total = weights.sum(-1, keepdims=True)
-        kept_RxL = None
-        if rate:
-            kept_RxL = _kept(jax.random.fold_in(rng, number), rate, weights.shape[2:])
-            weights, total = jnp.where(kept_RxL, weights, 0.0), total * (1 - rate)
-        out = _product("bhrl,bhle->bhre", weights, value_BxHxLxE) / total
-        return out, peak, total, kept_RxL
+def _forward(query_GxKxRxE, key_GxLxE, value_GxLxE, mask_GxL, kept_KxRxL, rate: float):
+    def of_head(query_KxRxE, key_LxE, value_LxE, mask_L):
+        def block(args):
+            query_RxE, kept_RxL = args
+            scores = _scores(query_RxE, key_LxE, mask_L)
+            peak = scores.max(-1, keepdims=True)
+            weights = jnp.exp(scores - peak)
+            total = weights.sum(-1, keepdims=True)
+            if rate:
+                weights, total = jnp.where(kept_RxL, weights, 0.0), total * (1 - rate)
+            return _product("rl,le->re", weights, value_LxE) / total, peak, total
 
-    results = jax.lax.map(block, (query_KxBxHxRxE, jnp.arange(len(query_KxBxHxRxE))))
-    residuals = query_KxBxHxRxE, key_BxHxLxE, value_BxHxLxE, mask, *results
-    return results[0].astype(query_KxBxHxRxE.dtype), residuals
+        return jax.lax.map(block, (query_KxRxE, kept_KxRxL))
+
+    arrays = query_GxKxRxE, key_GxLxE, value_GxLxE, mask_GxL
+    results = _over_heads(of_head, *arrays)
+    return results[0].astype(query_GxKxRxE.dtype), (*arrays, kept_KxRxL, *results)
 
 
-def _backward(rate: float, residuals, d_out_KxBxHxRxE):
-    query, key_BxHxLxE, value_BxHxLxE, mask, out, peak, total, kept_KxRxL = residuals
-    d_out = d_out_KxBxHxRxE / total
+def _backward(rate: float, residuals, d_out_GxKxRxE):
+    *arrays, kept_KxRxL, out, peak, total = residuals
+    dtype = arrays[0].dtype
+    d_out = d_out_GxKxRxE / total
     along = (d_out * out).sum(-1, keepdims=True) * (1 - rate)
-
-    def block(carry, args):
-        d_key_BxHxExL, d_value_BxHxExL = carry
-        query_BxHxRxE, query_BxHxExR, d_out_BxHxRxE, d_out_BxHxExR, along, peak, kept_RxL = args
-        weights = jnp.exp(_scores(query_BxHxRxE, key_BxHxLxE, mask) - peak)
-        d_weights = _product("bhre,bhle->bhrl", d_out_BxHxRxE, value_BxHxLxE)
-        kept_weights = weights
-        if rate:
-            kept_weights = jnp.where(kept_RxL, weights, 0.0)
-        d_scores = kept_weights * d_weights - weights * along
-        # E x R and E x L: both operands are then read as they lie, in a third of the time.
-        d_value_BxHxExL += _product("bher,bhrl->bhel", d_out_BxHxExR, kept_weights)
-        d_key_BxHxExL += _product("bher,bhrl->bhel", query_BxHxExR, d_scores)
-        return (d_key_BxHxExL, d_value_BxHxExL), _product("bhrl,bhle->bhre", d_scores, key_BxHxLxE)
-
     turned = functools.partial(jnp.swapaxes, axis1=-1, axis2=-2)
-    zero = jnp.zeros_like(jnp.swapaxes(key_BxHxLxE, 2, 3), out.dtype)
-    (d_key, d_value), d_query = jax.lax.scan(
-        block, (zero, zero), (query, turned(query), d_out, turned(d_out), along, peak, kept_KxRxL)
-    )
-    d_key, d_value = jnp.swapaxes(d_key, 2, 3), jnp.swapaxes(d_value, 2, 3)
-    some_key = mask.any(-1, keepdims=True)  # without one, all scores are a constant
-    d_query, d_key = jnp.where(some_key, d_query, 0), jnp.where(some_key, d_key, 0)
-    dtype = query.dtype
-    return d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype), None, None
+
+    def of_head(query_KxRxE, key_LxE, value_LxE, mask_L, d_out, along, peak):
+        def block(carry, args):
+            d_key_ExL, d_value_ExL = carry
+            query_RxE, query_ExR, d_out_RxE, d_out_ExR, along, peak, kept_RxL = args
+            weights = jnp.exp(_scores(query_RxE, key_LxE, mask_L) - peak)
+            d_weights = _product("re,le->rl", d_out_RxE, value_LxE)
+            kept_weights = jnp.where(kept_RxL, weights, 0.0) if rate else weights
+            d_scores = kept_weights * d_weights - weights * along
+            # E x R and E x L: both operands are then read as they lie, in a third of the time.
+            d_value_ExL += _product("er,rl->el", d_out_ExR, kept_weights)
+            d_key_ExL += _product("er,rl->el", query_ExR, d_scores)
+            return (d_key_ExL, d_value_ExL), _product("rl,le->re", d_scores, key_LxE)
+
+        zero = jnp.zeros_like(turned(key_LxE), out.dtype)
+        of_blocks = query_KxRxE, turned(query_KxRxE), d_out, turned(d_out), along, peak, kept_KxRxL
+        (d_key, d_value), d_query = jax.lax.scan(block, (zero, zero), of_blocks)
+        some_key = mask_L.any()  # without one, all scores are a constant
+        d_query, d_key = jnp.where(some_key, d_query, 0), jnp.where(some_key, turned(d_key), 0)
+        return d_query.astype(dtype), d_key.astype(dtype), turned(d_value).astype(dtype)
+
+    return *_over_heads(of_head, *arrays, d_out, along, peak), None, None
 
 
 _blocks.defvjp(_forward, _backward)
 
 
-def _scores(query_BxHxRxE, key_BxHxLxE, mask):
-    scores = _product("bhre,bhle->bhrl", query_BxHxRxE, key_BxHxLxE)
-    return jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+def _over_heads(of_head: Callable, query_GxKxRxE, key_GxLxE, *arrays):
+    """A function of each head of each cell, of as many at a time as the platform likes."""
+    heads, _, rows, _ = query_GxKxRxE.shape
+    at_once = heads
+    if api.platform() == "cpu":
+        at_once = max(1, SCORES // (rows * key_GxLxE.shape[1]))
+    arrays = query_GxKxRxE, key_GxLxE, *arrays
+    if at_once >= heads:
+        return jax.vmap(of_head)(*arrays)
+    return jax.lax.map(lambda args: of_head(*args), arrays, batch_size=at_once)
+
+
+def _apart(x_BxLxHxE: jax.Array) -> jax.Array:
+    """G = B x H heads of cells, each L x E."""
+    return jnp.swapaxes(x_BxLxHxE, 1, 2).reshape(-1, x_BxLxHxE.shape[1], x_BxLxHxE.shape[3])
+
+
+def _scores(query_RxE, key_LxE, mask_L):
+    scores = _product("re,le->rl", query_RxE, key_LxE)
+    return jnp.where(mask_L, scores, jnp.finfo(scores.dtype).min)
 
 
 def _product(sum_of: str, left, right):
@@ -116,19 +166,6 @@ def _product(sum_of: str, left, right):
         sum_of, left.astype(dtype), right.astype(dtype),
         preferred_element_type=jnp.promote_types(dtype, jnp.float32),
     )
-
-
-def _cut(x_BxMxHxE, rows: int):
-    """The K blocks of rows, each B x H x rows x E; the last is filled with zeros."""
-    batch, length, heads, width = x_BxMxHxE.shape
-    blocks = -(-length // rows)
-    x = jnp.pad(x_BxMxHxE, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
-    return x.reshape(batch, blocks, rows, heads, width).transpose(1, 0, 3, 2, 4)
-
-
-def _join(x_KxBxHxRxE):
-    _, batch, heads, _, width = x_KxBxHxRxE.shape
-    return x_KxBxHxRxE.transpose(1, 0, 3, 2, 4).reshape(batch, -1, heads, width)
 
 
 def _kept(rng: jax.Array, rate: float, shape: tuple[int, int]) -> jax.Array:
