@@ -55,6 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.remat = False  # compute each layer again on the way back, to save memory
     # width at which the learning rate was found, so that it holds for others (muP); 0: no transfer
     model.base_width = 0
+    model.latents = 0  # of MAM: 128 with masking.strategy=mam, 0 with every other
+    model.latents_learn = False  # from the loss; False: as in the reference, from a penalty alone
 
     config.masking = masking = ml_collections.ConfigDict()
     masking.rate = 0.15  # share of positions selected
@@ -62,6 +64,11 @@ def get_config() -> ml_collections.ConfigDict:
     masking.random_share = 0.1  # of those: replaced by a random gene; the rest stays
     # random genes may be <pad> or <mask>, and V2's <cls> and <eos> are selected, as in the original
     masking.draw_special = False
+    # uniform (BERT), band, programs, or mam (with model.latents); all are scored with uniform masks
+    masking.strategy = "uniform"
+    masking.band = (0.0, 1.0)  # of band: share of a cell's ranks, from the best, where it masks
+    masking.programs = ""  # of programs: GMT file
+    masking.gene_names = ""  # CSV as data.gene_names, for programs of symbols
 
     config.objective = objective = ml_collections.ConfigDict()
     objective.name = "cab"  # mlm, cab, or cab_no_similarity
@@ -141,6 +148,7 @@ def get_config() -> ml_collections.ConfigDict:
     study.variants = ()  # objective.variant of cab: recalibrated, plain
     # objective.weight of cab: numbers, or pairs of a variant and its own ("plain", 200.0)
     study.weights = ()
+    study.maskings = ()  # masking.strategy of training; all runs are scored with uniform masks
     study.masking_rates = ()  # masking.rate of training; all runs are scored at masking.rate
 
     return config.lock()

@@ -53,7 +53,9 @@ def evaluate(
     rows = np.flatnonzero(corpus.obs["split"] == "pool") if rows is None else rows
     untrained = step.initial_params(0, settings.run.model, len(corpus.vocabulary))
     found = {"model": study.evaluate_run(checkpoint, settings.run, held_out, out)}
-    found["untrained"] = study.score_params(untrained, settings.run, held_out, out, "untrained")
+    found["untrained"] = study.score_params(
+        untrained, settings.run.model, settings.run.masking.of_scores(), held_out, out, "untrained"
+    )
     found |= study.baseline_rows(corpus, rows, held_out, out) | study.unfitted_rows(held_out)
     made = {
         "checkpoint": str(checkpoint),

@@ -24,6 +24,7 @@ from scaling.evaluate import representations, scores
 from scaling.evaluate.held_out import HeldOut, all_held_out
 from scaling.pretrain import hosts, loop, step, writer
 from scaling.pretrain.masking import MaskingSettings
+from scaling.pretrain.model import ModelSettings
 from scaling.settings import Settings
 from scaling.sweeps import hparams, manifest, processes
 from scaling.sweeps.jobs import BASELINES, UNTRAINED, Job, cost, plan, run_settings
@@ -139,7 +140,7 @@ def evaluate_run(
     folder, at = loop.run_and_step(given)
     held = json.loads((folder / loop.SETTINGS).read_text())
     for part in ("model", "masking"):
-        asked = dataclasses.asdict(getattr(run, part))
+        asked = json.loads(json.dumps(dataclasses.asdict(getattr(run, part))))
         if held[part] != asked:
             raise ValueError(
                 f"{folder} was trained with {part} {held[part]}, the config has {asked}; give the "
@@ -156,13 +157,14 @@ def evaluate_run(
     params = loop.load_params(folder, run.model, len(corpus.vocabulary), at)
     rows = loop.rows_trained_on(folder, corpus)
     labels = None if rows is None else corpus.obs["cell_type"].to_numpy(str)[rows]
-    run = dataclasses.replace(run, masking=masking or run.masking)
-    return score_params(params, run, held_out, pictures, "model", labels)
+    mask = (masking or run.masking).of_scores()
+    return score_params(params, run.model, mask, held_out, pictures, "model", labels)
 
 
 def score_params(
     params: dict,
-    run: step.RunSettings,
+    model: ModelSettings,
+    mask: MaskingSettings,
     held_out: list[HeldOut],
     pictures: pathlib.Path | None = None,
     name: str = "",
@@ -172,8 +174,8 @@ def score_params(
     found = []
     told = {"training_labels": training_labels, "pictures": pictures, "name": name}
     for data in held_out:
-        found += scores.rows_of_model(params, run.model, run.masking, data)
-        of = representations.of_model(params, run.model, data.settings, data.corpus)
+        found += scores.rows_of_model(params, model, mask, data)
+        of = representations.of_model(params, model, data.settings, data.corpus)
         found += scores.rows_of_representation(of, data, **told)
     return found
 
@@ -297,11 +299,11 @@ def _counts(jobs, done, faults) -> str:
 def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[dict]:
     """Trains or fits, and scores; returns rows without what is common to the job."""
     run = run_settings(settings, job)
-    common, length, mask = job.axes(), run.model.length, run.masking
+    common, length, mask = job.axes(), run.model.length, settings.run.masking.of_scores()
     if job.model == UNTRAINED:
         params = step.initial_params(job.init_seed, run.model, len(corpus.vocabulary))
         common |= {"kind": "baseline", "tokens": 0}
-        found = {UNTRAINED: score_params(params, run, held_out)}
+        found = {UNTRAINED: score_params(params, run.model, mask, held_out)}
         if job == plan(settings, None)[0]:
             found |= unfitted_rows(held_out)
         return [
@@ -333,7 +335,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
         **{k: summary[k] for k in ("exposures", "steps", "converged", "held_out_loss")},
         **{k: summary[k] for k in ("parameters", "non_embedding_parameters", *diversity.MEASURES)},
     }
-    scored = evaluate_run(folder, run, held_out, masking=settings.run.masking)
+    scored = evaluate_run(folder, run, held_out, masking=mask)
     return [{**common, **row} for row in scored]
 
 

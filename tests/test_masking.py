@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from scaling.corpus.tokens import MASK, PAD
-from scaling.pretrain import masking
+from scaling.corpus.vocabulary import Vocabulary
+from scaling.pretrain import masking, selection
 
 B, L, V = 300, 200, 400
 BERT = masking.MaskingSettings(rate=0.15, mask_share=0.8, random_share=0.1, draw_special=False)
@@ -56,7 +57,7 @@ def test_the_words_are_those_of_the_published_generator():
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     states = [(1234567 + k * 0x9E3779B97F4A7C15) % 2**64 for k in range(3)]
     assert [mixed(state) for state in states] == published
-    assert [int(masking._mixed(np.uint64(state))) for state in states] == published
+    assert [int(selection.mixed(np.uint64(state))) for state in states] == published
 
 
 def literal(tokens, settings, seed, epoch, cell, special, most):
@@ -101,10 +102,11 @@ def test_masks_are_those_of_a_literal_reference(data):
         patch.setattr(masking, "capacity", lambda length, rate: most)
         found = masking.mask_cells(tokens, seed, *keys, V, settings, special)
     np.testing.assert_array_equal(tokens, before)
-    assert [of.dtype for of in found] == [np.int32] * 3 + [bool, np.int32]
+    assert [of.dtype for of in found[:5]] == [np.int32] * 3 + [bool, np.int32]
+    assert found.later is None
     for b, cell in enumerate(tokens.tolist()):
         names = settings, seed, int(epochs[b]), int(cells[b]), special, most
-        for of, wanted in zip(found, literal(cell, *names), strict=True):
+        for of, wanted in zip(found[:5], literal(cell, *names), strict=True):
             np.testing.assert_array_equal(of[b], wanted)
 
 
@@ -247,11 +249,11 @@ def test_the_capacity_is_enough_but_for_one_cell_in_a_million():
 
 def test_a_draw_is_a_function_of_seed_epoch_and_cell(tokens):
     cells = draw(tokens)
-    for a, b in zip(draw(tokens), cells, strict=True):
+    for a, b in zip(draw(tokens)[:5], cells[:5], strict=True):
         np.testing.assert_array_equal(a, b)
     shuffled = np.random.default_rng(1).permutation(B)
     elsewhere = draw(tokens[shuffled], cells=shuffled.astype(np.uint32))
-    for a, b in zip(elsewhere, cells, strict=True):
+    for a, b in zip(elsewhere[:5], cells[:5], strict=True):
         np.testing.assert_array_equal(a, b[shuffled])
     few = draw(tokens[:8], cells=np.arange(8, dtype=np.uint32))
     np.testing.assert_array_equal(few.inputs_BxL, cells.inputs_BxL[:8])
@@ -284,6 +286,93 @@ def test_draws_of_other_seeds_epochs_cells_and_positions_are_independent():
     assert (small & selected == small).all() and within((small & hidden).sum(), small.sum(), 0.8)
 
 
+@pytest.mark.parametrize("band", [(0.0, 0.5), (0.25, 0.55), (0.8, 1.0)])
+def test_a_band_masks_as_many_genes_of_its_ranks_alone(tokens, band):
+    cells = draw(tokens, dataclasses.replace(BERT, strategy="band", band=band))
+    selected, length = selected_of(cells), (tokens != PAD).sum(1, keepdims=True)
+    rank = np.arange(L) / length
+    inside = (rank >= band[0]) & (rank < band[1]) & (tokens != PAD)
+    assert not selected[~inside].any()
+    share = 0.15 / (band[1] - band[0])
+    assert within((selected & inside).sum(), inside.sum(), share)
+    whole = draw(tokens, dataclasses.replace(BERT, strategy="band"))
+    for a, b in zip(whole[:5], draw(tokens)[:5], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_band_counts_genes_and_not_what_stands_around_them():
+    tokens = np.zeros((200, 40), np.int32)
+    tokens[:, 0], tokens[:, 1:21], tokens[:, 21] = 2, np.arange(4, 24), 3
+    half = dataclasses.replace(BERT, strategy="band", band=(0.5, 1.0))
+    selected = selected_of(draw(tokens, half, special=4))
+    assert set(np.flatnonzero(selected.any(0))) == set(range(11, 21))
+
+
+PROGRAMS = [[2, 3, 4, 5], [5, 6], list(range(100, 150)), [7], list(range(20, 40)), [], [399]]
+
+
+def programs_of(lists=PROGRAMS) -> selection.Programs:
+    starts = np.cumsum([0, *map(len, lists)]).astype(np.int64)
+    return selection.Programs(starts, np.array(sum(lists, []), np.int64))
+
+
+def draw_programs(tokens, rate=0.15, **options):
+    settings = dataclasses.replace(BERT, rate=rate, strategy="programs", programs="x.gmt")
+    cells = np.arange(len(tokens), dtype=np.uint32)
+    draws = options.get("seed", 0), np.zeros(len(tokens), int), cells
+    return masking.mask_cells(tokens, *draws, V, settings, 2, programs_of())
+
+
+def test_programs_are_masked_whole_until_they_hold_the_share(tokens):
+    cells, chosen = draw_programs(tokens), set()
+    for cell, labels in zip(tokens, cells.labels_BxM, strict=True):
+        genes, masked = set(cell[cell != PAD]), set(labels[labels >= 0])
+        parts = [masked & set(program) for program in PROGRAMS]
+        whole = [genes & set(p) == of for p, of in zip(PROGRAMS, parts, strict=True)]
+        # What is masked is a union of programs, each with all the genes that the cell has of it.
+        assert masked == set().union(*(of for of, w in zip(parts, whole, strict=True) if w))
+        assert len(masked) <= len(genes) // 2
+        # The last one taken reached the share: without some program there was less.
+        if len(masked) >= 0.15 * len(genes):
+            last = [len(masked - set().union(*(parts[j] for j in range(len(parts)) if j != k)))
+                    for k in range(len(parts))]  # fmt: skip
+            assert len(masked) - max(last) < 0.15 * len(genes)
+        chosen.add(tuple(sorted(k for k, w in enumerate(whole) if w and parts[k])))
+    assert len(chosen) > 10 and not cells.surplus_B.any()
+    few = draw_programs(tokens[:7])
+    np.testing.assert_array_equal(few.labels_BxM, cells.labels_BxM[:7])
+    other = draw_programs(tokens, seed=1)
+    assert (other.labels_BxM != cells.labels_BxM).any()
+
+
+def test_programs_are_drawn_evenly():
+    full = np.broadcast_to(np.arange(2, 202, dtype=np.int32), (4_000, 200))
+    lists = [list(range(start, start + 30)) for start in range(2, 202, 40)]
+    settings = dataclasses.replace(BERT, rate=0.15, strategy="programs", programs="x.gmt")
+    draws = 0, np.zeros(len(full), int), np.arange(len(full), dtype=np.uint32)
+    found = masking.mask_cells(full, *draws, V, settings, 2, programs_of(lists))
+    firsts = [(found.labels_BxM == genes[0]).any(1).sum() for genes in lists]
+    assert sum(firsts) == len(full)  # one program of 30 of 200 genes reaches 15 %
+    assert stats.chisquare(firsts).pvalue > 1e-6
+
+
+def test_programs_are_read_in_the_vocabularys_ids(tmp_path):
+    vocabulary = Vocabulary(("E1", "E2", "E3"), np.ones(3))
+    gmt, names = tmp_path / "sets.gmt", tmp_path / "names.csv"
+    gmt.write_text("one\tabout\tE3\tE9\tE1\ntwo\tabout\tB\n")
+    names.write_text("gene_name,ensembl_id\nB,E2\n")
+    found = selection.read_programs(gmt, names, vocabulary)
+    assert found.starts.tolist() == [0, 2, 3] and found.tokens.tolist() == [4, 2, 3]
+    gmt.write_text("one\tabout\tB\n")
+    with pytest.raises(ValueError, match="no gene of its 1 programs .* masking.gene_names"):
+        selection.read_programs(gmt, "", vocabulary)
+
+
+def test_masks_of_scores_are_uniform_whatever_was_trained_with():
+    trained = dataclasses.replace(BERT, rate=0.3, strategy="band", band=(0.0, 0.5))
+    assert trained.of_scores() == dataclasses.replace(BERT, rate=0.3)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -291,6 +380,10 @@ def test_draws_of_other_seeds_epochs_cells_and_positions_are_independent():
         ({"rate": 1.0}, "masking.rate is 1.0"),
         ({"mask_share": -0.1}, "mask_share -0.1"),
         ({"random_share": 0.3}, "add up to 1 at most"),
+        ({"strategy": "bands"}, "masking.strategy is 'bands'"),
+        ({"band": (0.5, 0.6)}, "at least masking.rate 0.15 apart"),
+        ({"band": (0.5, 1.2)}, "shares of the ranks from 0 to 1"),
+        ({"strategy": "programs"}, "name a GMT file"),
     ],
 )
 def test_impossible_shares_are_refused(wrong, message):

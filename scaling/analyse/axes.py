@@ -6,6 +6,7 @@ import pandas as pd
 AXES = {
     "encoder": "encoder {}",
     "duration": "{}",
+    "masking": "{} masks",
     "masking_rate": "masking {:g}",
     "similarity_weight": "weight {:g}",
 }

@@ -84,13 +84,13 @@ def embed_tokens(
         )
     _check_layer(model, layer)
     fixed = {"model": model, "layer": layer, "special": special, "pool": pool}
-    with _everywhere(params) as (params, mesh):
+    with everywhere(params) as (params, mesh):
         embedded = []
         for tokens_NxL in blocks:
             found_NxD = np.empty((len(tokens_NxL), model.width), np.float32)
             parts = [
                 (rows, _embed(params, batch, **fixed))
-                for rows, batch in _by_length(tokens_NxL, mesh)
+                for rows, batch in by_length(tokens_NxL, mesh)
             ]
             for rows, of_rows in jax.device_get(parts):
                 found_NxD[rows] = of_rows[: len(rows)]
@@ -111,11 +111,11 @@ def embed_genes(
       float32 [V, D], NaN where no cell has the token; int64 [V], cells that have it.
     """
     _check_layer(model, layer)
-    with _everywhere(params) as (params, mesh):
+    with everywhere(params) as (params, mesh):
         sums_VxD = np.zeros((len(params["bias"]), model.width))
         cells_V = np.zeros(len(sums_VxD), np.int64)
         for tokens_NxL in blocks:
-            for _, batch in _by_length(tokens_NxL, mesh):
+            for _, batch in by_length(tokens_NxL, mesh):
                 of_batch_VxD, in_batch_V = _embed_genes(params, batch, model, layer)
                 sums_VxD += np.asarray(of_batch_VxD)
                 cells_V += np.asarray(in_batch_V, np.int64)
@@ -135,7 +135,7 @@ def _check_layer(model: ModelSettings, layer: int) -> None:
 
 
 @contextlib.contextmanager
-def _everywhere(params: dict) -> Iterator[tuple[dict, Mesh]]:
+def everywhere(params: dict) -> Iterator[tuple[dict, Mesh]]:
     """The weights on all local devices, and their mesh."""
     devices = jax.local_devices()
     mesh = sharding.make_mesh(sharding.DeviceSettings(), len(devices), devices)
@@ -143,7 +143,7 @@ def _everywhere(params: dict) -> Iterator[tuple[dict, Mesh]]:
         yield jax.device_put(params, NamedSharding(mesh, PartitionSpec())), mesh
 
 
-def _by_length(tokens_NxL: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, jax.Array]]:
+def by_length(tokens_NxL: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, jax.Array]]:
     """Rows and batches of cells of about one length, filled with empty cells.
 
     A cell's own length decides what it is padded to, and that decides how many are in a batch.

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from scaling.corpus.shards import Corpus
-from scaling.pretrain import masking
+from scaling.pretrain import masking, selection
 from scaling.pretrain.plan import Plan
 
 TOGETHER = 3  # batches handed over at once: a small one takes less time than its handing
@@ -39,6 +39,11 @@ class Batches(grain.sources.RandomAccessDataSource):
         self._masks, self._seed, self.genes = masks, seed, len(corpus.vocabulary)
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
         self._steps, self._padded = steps, padded
+        whole = masks.strategy == "programs"
+        self._programs = (
+            selection.read_programs(masks.programs, masks.gene_names, corpus.vocabulary)
+            if whole else selection.NONE
+        )  # fmt: skip
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
         self._lengths = corpus.lengths(self._rows).clip(max=padded[-1])
 
@@ -55,7 +60,8 @@ class Batches(grain.sources.RandomAccessDataSource):
                 "experiments.corpus verify names it"
             )
         draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
-        return masking.mask_cells(tokens, *draw, len(genes), self._masks, len(genes.special))
+        how = len(genes), self._masks, len(genes.special), self._programs
+        return masking.mask_cells(tokens, *draw, *how)
 
     def cells(self, step: int) -> list[str]:
         """Ids of the cells of a global batch."""

@@ -44,7 +44,8 @@ def of_cell(model: ModelSettings, length: int, slots: int, vocabulary: int) -> F
     the last layer computes queries and feed-forward, and the head all it does, at M slots alone.
     The backward pass takes two products for each of the forward pass. Look-ups, norms, softmax and
     CAB's recurrence are left out, as there; so are its cosines, which need no matrix product: their
-    sum follows from that of the rows.
+    sum follows from that of the rows. MAM's latents count once, though the draw of masks asks them
+    again.
 
     What hardware adds (Korthikanti et al. 2022, arXiv 2205.05198): the backward pass computes
     scores of attention and logits again, and `model.remat` every layer. CAB adds nothing on CPU and
@@ -67,7 +68,8 @@ def of_cell(model: ModelSettings, length: int, slots: int, vocabulary: int) -> F
 
     layers = (model.layers - 1) * layer(L) + layer(M)
     logits = 2 * M * D * V
-    forward = layers + 2 * M * D * D + logits
+    latents = 2 * (2 * L + 2 * model.latents) * D * D + 4 * model.latents * L * D
+    forward = layers + 2 * M * D * D + logits + (latents if model.latents else 0)
     again = (model.layers - 1) * scores(L) + scores(M) + logits
     if model.remat:
         again += layers

@@ -253,7 +253,7 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[Maske
         raise ValueError(f"{len(rows)} held-out cells are too few for {parts} devices")
     plan = Plan(len(rows), size, HELD_OUT_SEED)
     padded = (settings.model.length,)
-    draw = settings.masking, HELD_OUT_SEED, sharding.host_places(size, mesh)
+    draw = settings.masking.of_scores(), HELD_OUT_SEED, sharding.host_places(size, mesh)
     source = batches.Batches(corpus, rows, plan, len(rows) // size, padded, *draw)
     found = [source[step] for step in range(len(source))]
     if not any((batch.labels_BxM >= 0).any() for batch in found):

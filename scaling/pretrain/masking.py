@@ -10,30 +10,48 @@ import numba
 import numpy as np
 
 from scaling.corpus.tokens import MASK, PAD, SPECIAL
+from scaling.pretrain import selection
+from scaling.pretrain.selection import mixed
 
+STRATEGIES = ("uniform", "band", "programs", "mam")
 HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
 DRAWS = 3  # part of a run's hash: raised when draws or updates change, so that no run mixes two
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingSettings:
-    """BERT's masking; the fields are those of `config.masking`.
+    """Which positions are masked, and with what; the fields are those of `config.masking`.
+
+    What is selected is treated in BERT's way whatever the strategy.
 
     Attributes:
-      rate: share of the non-padding positions that are selected, each drawn by itself.
+      rate: share of the non-padding positions that are selected.
       mask_share: share of the selected positions that become `<mask>`.
       random_share: share of the selected positions that become a random gene; the rest stays.
       draw_special: let the random gene be a token that is no gene too, and select `<cls>` and
         `<eos>`, as the original code does.
+      strategy: "uniform", each position drawn by itself (BERT); "band", likewise of the ranks in
+        the band alone, as many in all; "programs", whole gene programs, until they hold the share;
+        "mam", where the model's latents attend, see `mam.mask`.
+      band: of "band": the first and last share of a cell's genes by rank, (0.0, 0.5) the better
+        half.
+      programs: of "programs": path of a GMT file.
+      gene_names: CSV with the columns gene_name and ensembl_id, for programs of symbols; "" for
+        those whose genes are written as the vocabulary's.
     """
 
     rate: float
     mask_share: float
     random_share: float
     draw_special: bool
+    strategy: str = "uniform"
+    band: tuple[float, float] = (0.0, 1.0)
+    programs: str = ""
+    gene_names: str = ""
 
     def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"masking.strategy is {self.strategy!r}; give one of {STRATEGIES}")
         if not 0 < self.rate < 1:
             raise ValueError(f"masking.rate is {self.rate}; give a share between 0 and 1")
         shares = self.mask_share, self.random_share
@@ -42,6 +60,34 @@ class MaskingSettings:
                 f"masking.mask_share {self.mask_share} and random_share {self.random_share} must "
                 "be shares that add up to 1 at most"
             )
+        first, last = self.band
+        if not (0 <= first and last <= 1 and last - first >= self.rate):
+            raise ValueError(
+                f"masking.band is {self.band}; give shares of the ranks from 0 to 1, at least "
+                f"masking.rate {self.rate} apart"
+            )
+        if self.strategy == "programs" and not self.programs:
+            raise ValueError("masking.strategy is 'programs'; name a GMT file in masking.programs")
+
+    def of_scores(self) -> "MaskingSettings":
+        """The masks on which models are scored: those of BERT, whatever they were trained with."""
+        return dataclasses.replace(
+            self, strategy="uniform", band=(0.0, 1.0), programs="", gene_names=""
+        )
+
+
+class Later(NamedTuple):
+    """What it takes to mask cells inside the training step.
+
+    Attributes:
+      draw_B: uint32, of each cell and epoch, from which its masks are drawn.
+      first_B: int32, least token that may take a masked gene's place.
+      free_BxL: bool, the positions that may be masked.
+    """
+
+    draw_B: np.ndarray | jax.Array
+    first_B: np.ndarray | jax.Array
+    free_BxL: np.ndarray | jax.Array
 
 
 class MaskedCells(NamedTuple):
@@ -53,6 +99,7 @@ class MaskedCells(NamedTuple):
       labels_BxM: int32, true gene; -1 where the slot is empty.
       hidden_BxM: bool, the input there is `<mask>` (not a random or the unchanged gene).
       surplus_B: int32, selected positions that did not fit M and stay unmasked.
+      later: where the training step does the masking; nothing is masked then.
     """
 
     inputs_BxL: np.ndarray | jax.Array
@@ -60,6 +107,7 @@ class MaskedCells(NamedTuple):
     labels_BxM: np.ndarray | jax.Array
     hidden_BxM: np.ndarray | jax.Array
     surplus_B: np.ndarray | jax.Array
+    later: Later | None = None
 
 
 def capacity(length: int, rate: float) -> int:
@@ -76,6 +124,7 @@ def mask_cells(
     vocabulary: int,
     settings: MaskingSettings,
     special: int = len(SPECIAL),
+    programs: selection.Programs = selection.NONE,
 ) -> MaskedCells:
     """Masks cells: BERT's 15 % with 80/10/10 at its default settings (Devlin et al. 2019).
 
@@ -90,6 +139,7 @@ def mask_cells(
       vocabulary: V.
       settings: shares.
       special: tokens that are no genes; the first gene's token follows them.
+      programs: `selection.read_programs` of the strategy "programs".
 
     Returns:
       NumPy arrays.
@@ -102,40 +152,52 @@ def mask_cells(
         np.zeros((size, slots), np.bool_),
         np.zeros(size, np.int32),
     )
-    shares = settings.rate, settings.mask_share, settings.mask_share + settings.random_share
+    whole = settings.strategy == "programs"
+    band = settings.band if settings.strategy == "band" else (0.0, 1.0)
+    shares = settings.rate / (band[1] - band[0]), settings.mask_share
+    shares += (settings.mask_share + settings.random_share,)
     bounds = np.array([round(share * 2**32) for share in shares], np.uint64)
     key_B = np.stack([np.asarray(epoch_B, np.uint64), np.asarray(cell_B, np.uint64)])
     first = 0 if settings.draw_special else special
-    _mask(tokens_BxL, np.uint64(seed), *key_B, first, vocabulary, bounds, *cells)
+    if settings.strategy == "mam":
+        draw_B = np.array([_key(np.uint64(seed), *of) for of in key_B.T], np.uint64).astype(np.uint32)
+        free_BxL = tokens_BxL >= max(first, PAD + 1)
+        return cells._replace(later=Later(draw_B, np.full(size, first, np.int32), free_BxL))
+    how = bounds, band, settings.rate, whole, programs
+    _mask(tokens_BxL, np.uint64(seed), *key_B, first, vocabulary, *how, *cells)
     return cells
 
 
 @numba.njit(cache=True, nogil=True)
 def _mask(
-    tokens, seed, epoch, cell, first, vocabulary, bounds, inputs, slots, labels, hidden, surplus
-):
+    tokens, seed, epoch, cell, first, vocabulary, bounds, band, rate, whole, programs,
+    inputs, slots, labels, hidden, surplus,
+):  # fmt: skip
     """Positions are selected by the upper half of one word each, treated by those of another."""
     count, length = tokens.shape
     half, lower = np.uint64(32), np.uint64(0xFFFFFFFF)
     lowest, genes = max(first, PAD + 1), np.uint64(vocabulary - first)
     word, position = np.empty(length, np.uint64), np.empty(length, np.int64)
+    place, taken = np.full(vocabulary if whole else 0, -1), np.zeros(length, np.bool_)
+    most = slots.shape[1]
     for b in range(count):
-        key = _mixed(_mixed(_mixed(seed) ^ epoch[b]) ^ cell[b])
-        chosen = 0
-        for p in range(length):
-            drawn = _mixed(key + np.uint64(p) * GOLDEN)
-            word[chosen], position[chosen] = drawn, p
-            chosen += ((drawn >> half) < bounds[0]) & (tokens[b, p] >= lowest)
+        key = _key(seed, epoch[b], cell[b])
+        if whole:
+            chosen = selection.whole_programs(
+                tokens[b], key, lowest, rate, most, programs, place, taken, word, position
+            )
+        else:
+            chosen = selection.in_band(tokens[b], key, lowest, bounds[0], band, word, position)
         last = np.uint64(0xFFFFFFFFFFFFFFFF)
-        if chosen > slots.shape[1]:
+        if chosen > most:
             # The smallest words are a random choice; no two of a cell are the same.
-            last = np.sort(word[:chosen])[slots.shape[1] - 1]
-            surplus[b] = chosen - slots.shape[1]
+            last = np.sort(word[:chosen])[most - 1]
+            surplus[b] = chosen - most
         slot = 0
         for k in range(chosen):
             if word[k] > last:
                 continue
-            p, treatment = position[k], _mixed(word[k])
+            p, treatment = position[k], mixed(word[k])
             slots[b, slot], labels[b, slot] = p, tokens[b, p]
             if (treatment >> half) < bounds[1]:
                 inputs[b, p], hidden[b, slot] = MASK, True
@@ -145,12 +207,8 @@ def _mask(
 
 
 @numba.njit(cache=True, nogil=True)
-def _mixed(state):
-    """The output of SplitMix64 after a state (Steele et al. 2014), uint64."""
-    word = state + GOLDEN
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+def _key(seed, epoch, cell):
+    return mixed(mixed(mixed(seed) ^ epoch) ^ cell)
 
 
 def known_genes(cells: MaskedCells, vocabulary: int) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.corpus.tokens import PAD
+from scaling.pretrain import mam
 from scaling.pretrain.fused_attention import attend
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
@@ -34,6 +35,10 @@ class ModelSettings:
         gives the maximal update parameterisation for Adam with tied embeddings, under which that
         rate holds for other widths (Yang et al. 2022, Tensor Programs V, Table 8): see `ratio`.
         Heads must stay as wide as they were there, and F / D the same.
+      latents: of MAM, see `mam.Latents`; the mean of what they read of the cell that the encoder
+        sees is added to its embeddings. 0: none.
+      latents_learn: they learn from the loss too, through that sum; else, as in the reference, from
+        the penalty alone.
     """
 
     layers: int
@@ -48,6 +53,8 @@ class ModelSettings:
     dtype: str = "float32"
     remat: bool = False
     base_width: int = 0
+    latents: int = 0
+    latents_learn: bool = False
 
     def __post_init__(self):
         if min(self.layers, self.width, self.heads, self.feed_forward, self.length) < 1:
@@ -67,6 +74,9 @@ class ModelSettings:
                 )
         if self.base_width < 0:
             raise ValueError(f"model.base_width is {self.base_width}; give a width, or 0 for none")
+
+        if self.latents < 0:
+            raise ValueError(f"model.latents is {self.latents}; give how many, or 0 for none")
 
     @property
     def ratio(self) -> float:
@@ -161,6 +171,8 @@ class RankEncoder(nn.Module):
         layer = nn.remat(Layer) if s.remat else Layer
         self.layers = [layer(s, self.attention, name=f"layer_{n}") for n in range(s.layers)]
         of_head = nn.initializers.normal(0.02 * s.ratio**0.5)
+        if s.latents:
+            self.mam = mam.Latents(s.latents, s.heads, s.width)
         self.dense = nn.Dense(s.width, kernel_init=of_head, dtype=dtype)
         self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
 
@@ -176,11 +188,26 @@ class RankEncoder(nn.Module):
 
     def _below(self, tokens_BxL: jax.Array, place_B: jax.Array | None) -> list[jax.Array]:
         """The states that the last layer reads, and all before them."""
-        x_BxLxD = self.embedding[tokens_BxL] + self.positions[: tokens_BxL.shape[1]]
-        states = [self.drop(self.norm(x_BxLxD + self.token_type), place_B)]
+        x_BxLxD = self._embedded(tokens_BxL)
+        if self.settings.latents:
+            read_BxZxD = self.mam(x_BxLxD, tokens_BxL != PAD)
+            self.sow("mam", "square_B", jnp.square(read_BxZxD).mean((1, 2)))
+            summary_BxD = read_BxZxD.mean(1)
+            if not self.settings.latents_learn:
+                summary_BxD = jax.lax.stop_gradient(summary_BxD)
+            x_BxLxD += summary_BxD[:, None]
+        states = [self.drop(x_BxLxD, place_B)]
         for layer in self.layers[:-1]:
             states.append(layer(states[-1], tokens_BxL != PAD, place_B))
         return states
+
+    def _embedded(self, tokens_BxL: jax.Array) -> jax.Array:
+        x_BxLxD = self.embedding[tokens_BxL] + self.positions[: tokens_BxL.shape[1]]
+        return self.norm(x_BxLxD + self.token_type)
+
+    def attention_of_latents(self, tokens_BxL: jax.Array) -> jax.Array:
+        """Weights of MAM's heads and latents over the tokens, float32 [B, H, Z, L]."""
+        return self.mam.attention(self._embedded(tokens_BxL), tokens_BxL != PAD)
 
     def __call__(
         self, tokens_BxL: jax.Array, slots_BxM: jax.Array, place_B: jax.Array | None = None

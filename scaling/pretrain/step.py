@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 
 import flax.struct
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scaling.pretrain import fused_attention, masking, optimizer, predictions, sharding
+from scaling.corpus.shards import file_checksum
+from scaling.pretrain import fused_attention, mam, masking, optimizer, predictions, sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.objectives import Loss, ObjectiveSettings, denominators, objective
 from scaling.pretrain.sharding import DeviceSettings
@@ -34,6 +36,11 @@ class RunSettings:
                 "depends on the padded length; give train.buckets=1 or "
                 "objective.denominator=masked_pairs"
             )
+        if (self.masking.strategy == "mam") != bool(self.model.latents):
+            raise ValueError(
+                f"masking.strategy is {self.masking.strategy!r} and model.latents "
+                f"{self.model.latents}; MAM needs both: masking.strategy=mam and model.latents=128"
+            )
         model, named = self.model, self.devices.attention
         asked = jnp.dtype(model.dtype), model.width // model.heads, model.attention_dropout > 0
         fused_attention.check(named, *asked)
@@ -47,7 +54,7 @@ class RunSettings:
         """
         return cls(
             ModelSettings(**config["model"]),
-            masking.MaskingSettings(**config["masking"]),
+            masking.MaskingSettings(**config["masking"] | {"band": tuple(config["masking"]["band"])}),
             ObjectiveSettings(**config["objective"]),
             optimizer.TrainSettings(**config["train"]),
             DeviceSettings(**config["devices"]),
@@ -61,7 +68,9 @@ class RunSettings:
 
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        content = json.dumps([self.content(), checksums, masking.DRAWS])
+        files = filter(None, (self.masking.programs, self.masking.gene_names))
+        read = [file_checksum(pathlib.Path(path)) for path in files]
+        content = json.dumps([self.content(), checksums, masking.DRAWS, *read])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def program(self) -> "RunSettings":
@@ -98,12 +107,19 @@ def train_step(
         program.model, len(state.params["bias"]), program.devices.attention
     )
     dropout = jax.random.fold_in(jax.random.key(seed), state.step)
+    if program.masking.strategy == "mam":
+        of_cells = {"params": sharding.gather(state.params)}, cells.inputs_BxL
+        weights_BxHxZxL = model.apply(*of_cells, method="attention_of_latents")
+        cells = mam.mask(cells, weights_BxHxZxL, model.vocabulary, program.masking)
+    size = len(cells.inputs_BxL)
     of_batch = denominators(cells, program.objective)
 
     def loss(params, cells, place_B):
         params = sharding.gather(params)
         read = cells.inputs_BxL, cells.slots_BxM, place_B
-        hidden_BxMxD = model.apply({"params": params}, *read, rngs={"dropout": dropout})
+        hidden_BxMxD, sown = model.apply(
+            {"params": params}, *read, rngs={"dropout": dropout}, mutable="mam"
+        )
         arrays = hidden_BxMxD, params["embedding"], params["bias"]
         known_BxV = masking.known_genes(cells, model.vocabulary)
         sums, out = objective(*arrays, cells, known_BxV, program.objective)
@@ -118,11 +134,12 @@ def train_step(
         }
         positions, pairs = of_batch
         share = sums._replace(positions=positions, pairs=pairs)
-        return share.value(program.objective), logged
+        penalty = sum(square_B.sum() for square_B in jax.tree.leaves(sown)) * mam.PENALTY / size
+        return share.value(program.objective) + penalty, logged
 
     gradients = jax.value_and_grad(loss, has_aux=True)
     parts = program.devices.micro_batches
-    places_B = jnp.arange(len(cells.inputs_BxL), dtype=jnp.int32)
+    places_B = jnp.arange(size, dtype=jnp.int32)
     if parts == 1:
         (value, logged), grads = gradients(state.params, cells, places_B)
     else:

@@ -6,6 +6,7 @@ import re
 
 from scaling.corpus.subsets import SCHEMES
 from scaling.pretrain import ladder
+from scaling.pretrain.masking import STRATEGIES
 from scaling.pretrain.objectives import NAMES, VARIANTS
 
 SHAPE = ("layers", "width", "heads", "feed_forward")  # what a rung of the ladder sets
@@ -30,7 +31,9 @@ class GridSettings:
       encoders: rungs of the ladder by name, or pairs of a name and fields of `config.model`.
       variants: of cab.
       weights: lambdas of cab, each for every variant, or as (variant, lambda) for one.
-      masking_rates: that runs train with; all are scored with `config.masking`.
+      maskings: strategies that runs train with, of `config.masking`; all are scored with the same
+        masks, `MaskingSettings.of_scores`.
+      masking_rates: likewise.
     """
 
     sizes: tuple[int | float | str, ...]
@@ -42,6 +45,7 @@ class GridSettings:
     encoders: tuple[str | tuple[str, dict], ...] = ()
     variants: tuple[str, ...] = ()
     weights: tuple[float | tuple[str, float], ...] = ()
+    maskings: tuple[str, ...] = ()
     masking_rates: tuple[float, ...] = ()
 
     def __post_init__(self):
@@ -60,6 +64,7 @@ class GridSettings:
                 "(subset seed, init seed, mask seed)"
             )
         known = {"objectives": NAMES, "schemes": SCHEMES, "variants": VARIANTS}
+        known |= {"maskings": STRATEGIES}
         for field, names in known.items():
             if unknown := set(getattr(self, field)) - set(names):
                 raise ValueError(f"study.{field} has {sorted(unknown)}; there are {names}")

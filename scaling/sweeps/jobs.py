@@ -7,6 +7,7 @@ from scaling.pretrain import flops, masking, step
 from scaling.settings import Settings
 
 BASELINES, UNTRAINED = "baselines", "untrained"
+LATENTS = 128  # of MAM, where the config's model has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Job:
       steps: of the whole run.
       epochs: passes over the cells, where the duration was given in them.
       variant, similarity_weight: of cab; the weight is 0.0 where nothing is penalised.
-      masking_rate: trained with.
+      masking, masking_rate: strategy and share, trained with.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Job:
     epochs: float | None = None
     variant: str | None = None
     similarity_weight: float | None = None
+    masking: str | None = None
     masking_rate: float | None = None
 
     def axes(self) -> dict:
@@ -69,6 +71,7 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
     """
     grid, run = settings.study, settings.run
     encoders = list(grid.overrides()) or [f"{run.model.layers}x{run.model.width}"]
+    maskings = grid.maskings or (run.masking.strategy,)
     rates = grid.masking_rates or (run.masking.rate,)
     objectives, triples = _objectives(settings), grid.seed_triples()
     jobs = {}
@@ -85,15 +88,15 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
         kind, at = "" if scheme == "random" else scheme, f"n{cells}"
         add([BASELINES, kind, at, f"s{seeds[0]}"], BASELINES, cells, seeds[0], scheme)
         durations = _durations(settings, cells)
-        others = itertools.product(encoders, objectives, rates, durations)
-        for encoder, (objective, variant, weight, label), rate, (steps, epochs) in others:
+        others = itertools.product(encoders, objectives, maskings, rates, durations)
+        for encoder, (objective, variant, weight, label), masked, rate, (steps, epochs) in others:
             axes = {"variant": variant, "similarity_weight": weight, "masking_rate": rate}
-            axes |= {"encoder": encoder, "steps": steps, "epochs": epochs}
+            axes |= {"encoder": encoder, "steps": steps, "epochs": epochs, "masking": masked}
             axes |= {"init_seed": seeds[1], "mask_seed": seeds[2]}
             took = f"{epochs:g}epochs" if epochs else f"{steps}steps"
             marks = [
-                encoder if len(encoders) > 1 else "", label, f"m{rate:g}" if len(rates) > 1 else "",
-                kind, took if len(durations) > 1 else "", at, _seeds_label(seeds),
+                encoder if len(encoders) > 1 else "", label, masked if len(maskings) > 1 else "",
+                f"m{rate:g}" if len(rates) > 1 else "", kind, took if len(durations) > 1 else "", at, _seeds_label(seeds),
             ]  # fmt: skip
             add([objective, *marks], objective, cells, seeds[0], scheme, **axes)
     for job in jobs.values():
@@ -116,6 +119,9 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
             f"study.encoders: {job.encoder!r} sets {sorted(fields)}; there are "
             f"{[field.name for field in dataclasses.fields(run.model)]}"
         ) from error
+    if job.masking:  # MAM's latents are part of its model alone
+        latents = (model.latents or LATENTS) if job.masking == "mam" else 0
+        model = dataclasses.replace(model, latents=latents)
     train = {"cells": job.cells, "scheme": job.scheme, "subset_seed": job.subset_seed}
     train |= {"init_seed": job.init_seed, "mask_seed": job.mask_seed}
     if job.steps:
@@ -126,7 +132,7 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
     return dataclasses.replace(
         run,
         model=model,
-        masking=_with(run.masking, {"rate": job.masking_rate}),
+        masking=_with(run.masking, {"strategy": job.masking, "rate": job.masking_rate}),
         objective=_with(run.objective, objective),
         train=_with(run.train, train),
     )
@@ -169,7 +175,7 @@ def ends(jobs: list[Job], settings: Settings) -> dict[str, Job]:
 # Axes whose first value all ends share. Of durations the first has its place in the order alone.
 _SAME = (
     "subset_seed", "init_seed", "mask_seed", "scheme", "epochs", "variant", "similarity_weight",
-    "masking_rate",
+    "masking", "masking_rate",
 )  # fmt: skip
 
 
