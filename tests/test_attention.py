@@ -35,11 +35,11 @@ def test_values_and_gradients_are_those_of_plain_attention(length):
     def loss(attention, *arrays):
         return (attention(*arrays, mask=mask) * weight).sum()
 
-    for attention in (nn.dot_product_attention, blocked):
+    for way in (nn.dot_product_attention, blocked):
         with jax.enable_x64(True):
             wide = [a.astype(np.float64) for a in arrays]
-            found = jax.value_and_grad(functools.partial(loss, attention), (0, 1, 2))(*wide)
-        if attention is nn.dot_product_attention:
+            found = jax.value_and_grad(functools.partial(loss, way), (0, 1, 2))(*wide)
+        if way is nn.dot_product_attention:
             wanted = found
     np.testing.assert_allclose(found[0], wanted[0], 1e-9)
     for grad, want in zip(found[1], wanted[1], strict=True):

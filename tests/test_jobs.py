@@ -26,6 +26,20 @@ def trained(settings, pool=None):
     return [job for job in jobs.plan(settings, pool) if job.steps]
 
 
+def test_maskings_are_an_axis_and_mam_brings_its_latents():
+    settings = settings_of(sizes=(50,), seeds=(0,), objectives=("cab",),
+                           maskings=("uniform", "band", "mam"))  # fmt: skip
+    found = {job.name: jobs.run_settings(settings, job) for job in trained(settings)}
+    assert {name.split("-")[1] for name in found} == {"uniform", "band", "mam"}
+    for job in trained(settings):
+        run = jobs.run_settings(settings, job)
+        assert run.masking.strategy == job.masking == job.axes()["masking"]
+        assert run.model.latents == (jobs.LATENTS if job.masking == "mam" else 0)
+    assert len({run.hash({}) for run in found.values()}) == 3
+    [untrained] = [job for job in jobs.plan(settings) if job.model == jobs.UNTRAINED]
+    assert jobs.run_settings(settings, untrained).model.latents == 0
+
+
 def test_every_combination_is_one_job_that_trains_what_its_columns_say():
     axes = dict(
         sizes=(50, 200), schemes=("random", "sketch"), seeds=(0, 3), steps=(25, 40), epochs=(2.0,),
@@ -136,6 +150,7 @@ def test_rungs_are_those_of_the_ladder_and_keep_the_rest():
         ({"encoders": (("a", {"heads": 3}),)}, "no multiple of model.heads"),
         ({"encoders": (("a", {"layers": 4}), "0.1m"), "layer": 4}, "evaluate.layer is 4"),
         ({"masking_rates": (0.15, 1.0)}, "masking.rate is 1.0"),
+        ({"maskings": ("programs",)}, "name a GMT file in masking.programs"),
         ({"weights": (1.0, 1.0000001)}, "two jobs of the study are 'cab-w1-n50-s0'"),
     ],
 )

@@ -160,11 +160,12 @@ def mask_cells(
     key_B = np.stack([np.asarray(epoch_B, np.uint64), np.asarray(cell_B, np.uint64)])
     first = 0 if settings.draw_special else special
     if settings.strategy == "mam":
-        draw_B = np.array([_key(np.uint64(seed), *of) for of in key_B.T], np.uint64).astype(np.uint32)
+        draws = [_key(np.uint64(seed), *of_cell) for of_cell in key_B.T]
+        draw_B = np.array(draws, np.uint64).astype(np.uint32)
         free_BxL = tokens_BxL >= max(first, PAD + 1)
         return cells._replace(later=Later(draw_B, np.full(size, first, np.int32), free_BxL))
     how = bounds, band, settings.rate, whole, programs
-    _mask(tokens_BxL, np.uint64(seed), *key_B, first, vocabulary, *how, *cells)
+    _mask(tokens_BxL, np.uint64(seed), *key_B, first, vocabulary, *how, *cells[:5])
     return cells
 
 

@@ -52,9 +52,10 @@ class RunSettings:
         Raises:
           ValueError: a setting that contradicts itself or another.
         """
+        mask = config["masking"]
         return cls(
             ModelSettings(**config["model"]),
-            masking.MaskingSettings(**config["masking"] | {"band": tuple(config["masking"]["band"])}),
+            masking.MaskingSettings(**mask | {"band": tuple(mask["band"])}),
             ObjectiveSettings(**config["objective"]),
             optimizer.TrainSettings(**config["train"]),
             DeviceSettings(**config["devices"]),

@@ -96,7 +96,8 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
             took = f"{epochs:g}epochs" if epochs else f"{steps}steps"
             marks = [
                 encoder if len(encoders) > 1 else "", label, masked if len(maskings) > 1 else "",
-                f"m{rate:g}" if len(rates) > 1 else "", kind, took if len(durations) > 1 else "", at, _seeds_label(seeds),
+                f"m{rate:g}" if len(rates) > 1 else "", kind, took if len(durations) > 1 else "",
+                at, _seeds_label(seeds),
             ]  # fmt: skip
             add([objective, *marks], objective, cells, seeds[0], scheme, **axes)
     for job in jobs.values():
