@@ -20,7 +20,7 @@ from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
-from scaling.evaluate import embed, scores
+from scaling.evaluate import embed, embed_file, in_silico, scores
 from scaling.evaluate.held_out import HeldOut, all_held_out, held_out_sets
 from scaling.evaluate.representations import Representation
 from scaling.pretrain import loop, step
@@ -321,7 +321,7 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
     source = readers.open_source(h5ad)
     ids = columns.gene_ids([source], "", vocabulary)[source.name]
     out = tmp_path / "out.h5ad"
-    embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+    embed_file.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
     before, after = anndata.read_h5ad(h5ad), anndata.read_h5ad(out)
     np.testing.assert_array_equal(before.X.toarray(), after.X.toarray())
     corpus = Corpus.open(done[0] / "corpus")
@@ -330,15 +330,54 @@ def test_embed_writes_a_copy_whose_cells_equal_the_corpus(done, tmp_path):
     at = corpus.obs["row"].to_numpy()[rows]
     np.testing.assert_allclose(after.obsm["X_mlm"][at], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="exists"):
-        embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+        embed_file.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
     rarest = min(vocabulary.genes, key=lambda gene: before[:, gene].X.sum())
     few = np.where(ids == rarest, ids, None)
     other = tmp_path / "other.h5ad"
     with pytest.raises(ValueError, match="simulated.h5ad: the vocabulary covers 0.*least"):
-        embed.embed_file(params, settings.run.model, -2, vocabulary, source, few, other, "mlm")
+        embed_file.embed_file(params, settings.run.model, -2, vocabulary, source, few, other, "mlm")
     with pytest.raises(ValueError, match="'cls' only where cells begin with <cls>"):
         asked = settings.run.model, -2, vocabulary, source, ids, other, "mlm", "cls"
-        embed.embed_file(params, *asked)
+        embed_file.embed_file(params, *asked)
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_embed_fills_in_genes_and_perturbs_them(done, tmp_path):
+    run, h5ad = done[0] / "runs" / "mlm-n200-s0", done[0] / "simulated.h5ad"
+    model = Settings.from_config(small_config()).run.model
+    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    params = loop.load_params(run, model, len(vocabulary))
+    source = readers.open_source(h5ad)
+    ids = columns.gene_ids([source], "", vocabulary)[source.name]
+    asked, out = (params, model, -2, vocabulary, source, ids), tmp_path / "out.h5ad"
+    genes = vocabulary.genes[3], vocabulary.genes[5]
+    names = tmp_path / "names.csv"
+    names.write_text(f"gene_name,ensembl_id\nA,{genes[0]}\n")
+    also = embed_file.Also(0.3, "Q", "at_once", ("A", genes[1]), genes[1:], str(names))
+    found = embed_file.embed_file(*asked, out, "mlm", also=also)
+    after = anndata.read_h5ad(out)
+    corpus = Corpus.open(done[0] / "corpus")
+    rows = np.array([7, 3, 150])
+    at, tokens = corpus.obs["row"].to_numpy()[rows], corpus.tokens(rows, model.length)
+    for kind, columns_ in (("delete", ["A", genes[1]]), ("overexpress", [genes[1]])):
+        table, wanted = after.obsm[f"{kind}_mlm"], [{"A": 5}.get(name, 7) for name in columns_]
+        assert list(table.columns) == columns_ and table.index.equals(after.obs_names)
+        shifts = in_silico.shifts(params, model, -2, tokens, 2, wanted, kind)
+        np.testing.assert_allclose(table.to_numpy()[at], shifts, atol=1e-5)
+    filled = after.uns["filled_mlm"]
+    assert found.accuracy == pytest.approx((filled["gene"] == filled["filled"]).mean())
+    token = {gene: t for t, gene in enumerate(vocabulary.genes, 2)}
+    for row, cell in zip(at, tokens, strict=True):
+        of_cell = filled[filled["cell"] == after.obs_names[row]]
+        assert [token[gene] for gene in of_cell["gene"]] == cell[of_cell["rank"]].tolist()
+        assert 0.1 < len(of_cell) / (cell > 0).sum() < 0.5
+        known = set(cell.tolist()) - {token[gene] for gene in of_cell["gene"]}
+        assert not known & {token[gene] for gene in of_cell["filled"]}  # Q: none stands there
+    for wrong, told in ((embed_file.Also(delete=("B",)), "no gene B"),):
+        with pytest.raises(ValueError, match=told):
+            embed_file.embed_file(*asked, tmp_path / "other.h5ad", "mlm", also=wrong)
+    with pytest.raises(ValueError, match="--fill is 1.5"):
+        embed_file.Also(fill=1.5)
     assert not list(tmp_path.glob("other*"))
 
 
@@ -352,7 +391,7 @@ def test_embeddings_of_other_stores_stand_beside_their_annotations(done, tmp_pat
     for name in ("cells", "cells.h5ad"):
         source = readers.open_source(tmp_path / name)
         ids, out = columns.gene_ids([source], "", vocabulary)["cells"], tmp_path / f"{name}-out"
-        embed.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
+        embed_file.embed_file(params, settings.run.model, -2, vocabulary, source, ids, out, "mlm")
     ours, theirs = (anndata.read_h5ad(tmp_path / f"{n}-out") for n in ("cells", "cells.h5ad"))
     np.testing.assert_array_equal(ours.obsm["X_mlm"], theirs.obsm["X_mlm"])
     assert ours.obs_names.equals(data.obs_names) and ours.X is None

@@ -14,6 +14,7 @@ from scaling.pretrain.model import ModelSettings, RankEncoder
 
 Reading = Literal["P", "Q"]
 Order = Literal["at_once", "one_by_one"]
+ORDERS = ("at_once", "one_by_one")
 SLOTS = 8  # masked positions are filled up to a multiple of so many: few programs
 
 
@@ -49,7 +50,7 @@ def fill(
     Raises:
       ValueError: another reading or order.
     """
-    if read not in ("P", "Q") or order not in ("at_once", "one_by_one"):
+    if read not in ("P", "Q") or order not in ORDERS:
         raise ValueError(
             f"read is {read!r} and order {order!r}; give 'P' or 'Q', 'at_once' or 'one_by_one'"
         )

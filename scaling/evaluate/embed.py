@@ -1,23 +1,17 @@
-"""Checkpoint + cells -> embeddings of cells, as an array or in an `.h5ad`, and of genes."""
+"""Checkpoint + cells -> embeddings of cells and of genes."""
 
 import contextlib
 import functools
-import pathlib
-import shutil
 from collections.abc import Iterable, Iterator
 
-import anndata
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from scaling.corpus import coverage, pieces, readers
-from scaling.corpus.shards import Corpus, pad
+from scaling.corpus import readers
+from scaling.corpus.shards import Corpus
 from scaling.corpus.tokens import PAD, SPECIAL
-from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate.held_out import POOLS
 from scaling.pretrain import sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
@@ -173,74 +167,3 @@ def embed_corpus(
     starts = range(0, len(rows), readers.CHUNK_CELLS)
     blocks = (corpus.tokens(rows[s : s + readers.CHUNK_CELLS], model.length) for s in starts)
     return embed_tokens(params, model, layer, blocks, len(corpus.vocabulary.special), pool)
-
-
-def embed_file(
-    params: dict,
-    model: ModelSettings,
-    layer: int,
-    vocabulary: Vocabulary,
-    source: readers.Source,
-    ids: np.ndarray,
-    out: pathlib.Path,
-    name: str,
-    pool: str = "genes",
-) -> tuple[np.ndarray, float | None]:
-    """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
-
-    Of another store: an `.h5ad` with the cells' annotations and embeddings, without counts. Cells
-    without a gene of the vocabulary get NaN. The input stays as it is.
-
-    Args:
-      params, model, layer: see `embed_tokens`.
-      vocabulary: that the model was trained with.
-      source: the file, opened.
-      ids: gene ids of its columns.
-      out: the copy; must not exist.
-      name: of the embedding.
-      pool: see `embed_tokens`.
-
-    Returns:
-      The embeddings, float32 [cells, D]; the share of the file's counts in the vocabulary, None of
-      cells of ready tokens.
-
-    Raises:
-      ValueError: the copy exists, or the vocabulary covers too little of the file.
-    """
-    if out.exists() or not out.parent.is_dir():
-        state = "exists" if out.exists() else "lies in a folder that does not exist"
-        raise ValueError(f"{out} {state}; name another --out")
-    if not name or "/" in name:
-        raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
-
-    covered = {"counts_covered": None}
-    if not source.tokenised:
-        covered = coverage.report(ids, coverage.gene_totals(source), vocabulary)
-        coverage.check(source, covered, vocabulary)
-    embedding = np.full((len(source.obs), model.width), np.nan, np.float32)
-    with tqdm(total=len(embedding), desc=f"embedding {source.name}", unit="cells") as bar:
-        for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):
-            cells = np.split(tokens, np.cumsum(lengths)[:-1])
-            block, real = pad(cells, model.length, vocabulary.around), lengths > 0
-            if real.any():
-                blocks, special = [block[real]], len(vocabulary.special)
-                embedding[rows[real]] = embed_tokens(params, model, layer, blocks, special, pool)
-            bar.update(len(rows))
-    partial = out.with_name(out.name + ".partial")
-    try:
-        if source.is_h5ad:
-            shutil.copyfile(source.path, partial)
-        else:
-            anndata.AnnData(obs=source.obs).write_h5ad(partial)
-        with h5py.File(partial, "r+") as file:
-            key = f"X_{name}"
-            group = file.require_group("obsm")
-            if key in group:
-                raise ValueError(
-                    f"{source.path} has .obsm[{key!r}] already; give another --name"
-                )
-            anndata.io.write_elem(group, key, embedding)
-        partial.rename(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return embedding, covered["counts_covered"]

@@ -1,0 +1,187 @@
+"""Checkpoint + a file of cells -> its copy with embeddings, genes filled in, and shifts."""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from scaling.corpus import coverage, gene_tables, pieces, readers
+from scaling.corpus.shards import pad
+from scaling.corpus.vocabulary import Vocabulary
+from scaling.evaluate import decode, in_silico
+from scaling.evaluate.embed import embed_tokens
+from scaling.pretrain import masking
+from scaling.pretrain.model import ModelSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Also:
+    """What is asked of the cells beside their embedding.
+
+    Attributes:
+      fill: share of each cell's genes to hide and have the model put in; 0.0 for none.
+      read, order: see `decode.fill`.
+      delete, overexpress: genes, see `in_silico.shifts`.
+      gene_names: CSV with the columns gene_name and ensembl_id, for genes given as symbols.
+    """
+
+    fill: float = 0.0
+    read: decode.Reading = "Q"
+    order: decode.Order = "one_by_one"
+    delete: Sequence[str] = ()
+    overexpress: Sequence[str] = ()
+    gene_names: str = ""
+
+    def __post_init__(self):
+        if not 0 <= self.fill < 1:
+            raise ValueError(f"--fill is {self.fill}; give a share of the genes, 0 to below 1")
+
+    def tokens(self, genes: Sequence[str], vocabulary: Vocabulary) -> list[int]:
+        """Tokens of genes; refuses those that the vocabulary lacks."""
+        ids = gene_tables.read_symbols(self.gene_names) if self.gene_names else {}
+        token = {gene: t for t, gene in enumerate(vocabulary.genes, len(vocabulary.special))}
+        if unknown := [gene for gene in genes if ids.get(gene, gene) not in token]:
+            raise ValueError(
+                f"the model knows no gene {', '.join(unknown)}; it knows {vocabulary.genes[0]!r} "
+                "and others, and symbols with a table of names (--data.gene_names)"
+            )
+        return [token[ids.get(gene, gene)] for gene in genes]
+
+
+class Embedded(NamedTuple):
+    """What was found.
+
+    Attributes:
+      embedding: float32 [cells, D].
+      counts_covered: share of the file's counts in the vocabulary; None of ready tokens.
+      accuracy: share of the hidden genes that were put in rightly; None where none was hidden.
+    """
+
+    embedding: np.ndarray
+    counts_covered: float | None
+    accuracy: float | None
+
+
+def embed_file(
+    params: dict,
+    model: ModelSettings,
+    layer: int,
+    vocabulary: Vocabulary,
+    source: readers.Source,
+    ids: np.ndarray,
+    out: pathlib.Path,
+    name: str,
+    pool: str = "genes",
+    also: Also = Also(),
+) -> Embedded:
+    """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
+
+    What was filled in is a table in `.uns["filled_<name>"]`: cell, rank, its gene, the one put in.
+    Shifts are tables in `.obsm["delete_<name>"]` and `.obsm["overexpress_<name>"]`, a column per
+    gene.
+
+    Of another store: an `.h5ad` with the cells' annotations and embeddings, without counts. Cells
+    without a gene of the vocabulary get NaN. The input stays as it is.
+
+    Args:
+      params, model, layer: see `embed_tokens`.
+      vocabulary: that the model was trained with.
+      source: the file, opened.
+      ids: gene ids of its columns.
+      out: the copy; must not exist.
+      name: of the embedding.
+      pool: see `embed_tokens`.
+      also: what else is asked.
+
+    Raises:
+      ValueError: the copy exists, the vocabulary covers too little of the file, or it lacks a gene
+        that is asked for.
+    """
+    if out.exists() or not out.parent.is_dir():
+        state = "exists" if out.exists() else "lies in a folder that does not exist"
+        raise ValueError(f"{out} {state}; name another --out")
+    if not name or "/" in name:
+        raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
+
+    covered = {"counts_covered": None}
+    if not source.tokenised:
+        covered = coverage.report(ids, coverage.gene_totals(source), vocabulary)
+        coverage.check(source, covered, vocabulary)
+    special, filled = len(vocabulary.special), []
+    fixed = params, model, layer
+    tables = {"X": np.full((len(source.obs), model.width), np.nan, np.float32)}
+    asked = {kind: also.tokens(getattr(also, kind), vocabulary) for kind in in_silico.KINDS}
+    for kind, genes in asked.items():
+        if genes:
+            tables[kind] = np.full((len(source.obs), len(genes)), np.nan, np.float32)
+    with tqdm(total=len(source.obs), desc=f"embedding {source.name}", unit="cells") as bar:
+        for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):
+            cells = np.split(tokens, np.cumsum(lengths)[:-1])
+            block, real = pad(cells, model.length, vocabulary.around), lengths > 0
+            at, block = rows[real], block[real]
+            if len(at):
+                tables["X"][at] = embed_tokens(*fixed, [block], special, pool)
+                for kind, genes in asked.items():
+                    if genes:
+                        tables[kind][at] = in_silico.shifts(
+                            *fixed, block, special, genes, kind, pool
+                        )
+                if also.fill:
+                    filled.append(_filled(params, model, vocabulary, block, at, also))
+            bar.update(len(rows))
+    partial = out.with_name(out.name + ".partial")
+    try:
+        if source.is_h5ad:
+            shutil.copyfile(source.path, partial)
+        else:
+            anndata.AnnData(obs=source.obs).write_h5ad(partial)
+        with h5py.File(partial, "r+") as file:
+            found = {("obsm", f"{kind}_{name}"): table for kind, table in tables.items()}
+            for kind, genes in asked.items():
+                if genes:
+                    columns = pd.DataFrame(tables[kind], source.obs.index, getattr(also, kind))
+                    found["obsm", f"{kind}_{name}"] = columns
+            if also.fill:
+                table = pd.concat(filled, ignore_index=True)
+                table.insert(0, "cell", source.obs.index.to_numpy(str)[table.pop("row")])
+                found["uns", f"filled_{name}"] = table
+            for (where, key), value in found.items():
+                group = file.require_group(where)
+                if key in group:
+                    raise ValueError(
+                        f"{source.path} has .{where}[{key!r}] already; give another --name"
+                    )
+                anndata.io.write_elem(group, key, value)
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    accuracy = None
+    if also.fill and len(table):
+        accuracy = float((table["gene"] == table["filled"]).mean())
+    return Embedded(tables["X"], covered["counts_covered"], accuracy)
+
+
+def _filled(params, model, vocabulary, tokens_NxL, rows_N, also: Also) -> pd.DataFrame:
+    """Genes hidden by a draw of each cell's own, and those that the model puts there."""
+    special, size = len(vocabulary.special), len(tokens_NxL)
+    masks = masking.MaskingSettings(also.fill, mask_share=1.0, random_share=0.0, draw_special=False)
+    draw = masking.HELD_OUT_SEED, np.zeros(size, int), rows_N.astype(np.uint32)
+    cells = masking.mask_cells(tokens_NxL, *draw, len(vocabulary), masks, special)
+    put_NxL = decode.fill(
+        params, model, cells.inputs_BxL, special, read=also.read, order=also.order
+    )
+    cell, slot = np.nonzero(cells.labels_BxM >= 0)
+    place, names = cells.slots_BxM[cell, slot], np.array(vocabulary.special + vocabulary.genes)
+    return pd.DataFrame({
+        "row": rows_N[cell],
+        "rank": place - (len(vocabulary.around) > 0),
+        "gene": names[cells.labels_BxM[cell, slot]],
+        "filled": names[put_NxL[cell, place]],
+    })
