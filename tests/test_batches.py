@@ -22,7 +22,7 @@ READABLE = masking.MaskingSettings(0.15, 0.0, 0.0, False)  # the inputs are the 
 
 
 def assert_equal(mine: masking.MaskedCells, theirs: masking.MaskedCells):
-    for a, b in zip(mine, theirs, strict=True):
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
@@ -151,3 +151,21 @@ def test_a_token_beyond_the_vocabulary_is_refused(tiny_corpus):
     source = Batches(damaged, rows, Plan(8, 8, seed=0), 1, (128,), MASKS, 0)
     with pytest.raises(ValueError, match="tokens that no gene has: a shard is damaged"):
         source[0]
+
+
+def test_programs_and_mam_reach_the_batches(tiny_corpus, tmp_path):
+    rows = np.flatnonzero(tiny_corpus.obs["split"] == "pool")[:20]
+    genes, gmt = tiny_corpus.vocabulary.genes, tmp_path / "sets.gmt"
+    gmt.write_text("".join(f"s{k}\tabout\t" + "\t".join(genes[k::5]) + "\n" for k in range(5)))
+    plan, lengths = Plan(len(rows), 4, 0), (128,)
+
+    def batch(**changes):
+        masks = dataclasses.replace(MASKS, **changes)
+        return Batches(tiny_corpus, rows, plan, 2, lengths, masks, 0)[0]
+
+    found = batch(strategy="programs", programs=str(gmt), rate=0.05)
+    for labels in found.labels_BxM:
+        assert len({(label - 2) % 5 for label in labels[labels >= 0]}) == 1
+    later = batch(strategy="mam").later
+    assert (later.free_BxL == (batch(strategy="mam").inputs_BxL >= 2)).all()
+    assert len(set(later.draw_B)) == 4 and batch().later is None

@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numba
 import numpy as np
 
-from scaling.corpus.tokens import MASK, PAD, SPECIAL
+from scaling.corpus.tokens import PAD, SPECIAL
 from scaling.pretrain import selection
-from scaling.pretrain.selection import mixed
 
 STRATEGIES = ("uniform", "band", "programs", "mam")
 HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
@@ -160,56 +158,13 @@ def mask_cells(
     key_B = np.stack([np.asarray(epoch_B, np.uint64), np.asarray(cell_B, np.uint64)])
     first = 0 if settings.draw_special else special
     if settings.strategy == "mam":
-        draws = [_key(np.uint64(seed), *of_cell) for of_cell in key_B.T]
+        draws = [selection.key_of(np.uint64(seed), *of_cell) for of_cell in key_B.T]
         draw_B = np.array(draws, np.uint64).astype(np.uint32)
         free_BxL = tokens_BxL >= max(first, PAD + 1)
         return cells._replace(later=Later(draw_B, np.full(size, first, np.int32), free_BxL))
     how = bounds, band, settings.rate, whole, programs
-    _mask(tokens_BxL, np.uint64(seed), *key_B, first, vocabulary, *how, *cells[:5])
+    selection.mask(tokens_BxL, np.uint64(seed), *key_B, first, vocabulary, *how, *cells[:5])
     return cells
-
-
-@numba.njit(cache=True, nogil=True)
-def _mask(
-    tokens, seed, epoch, cell, first, vocabulary, bounds, band, rate, whole, programs,
-    inputs, slots, labels, hidden, surplus,
-):  # fmt: skip
-    """Positions are selected by the upper half of one word each, treated by those of another."""
-    count, length = tokens.shape
-    half, lower = np.uint64(32), np.uint64(0xFFFFFFFF)
-    lowest, genes = max(first, PAD + 1), np.uint64(vocabulary - first)
-    word, position = np.empty(length, np.uint64), np.empty(length, np.int64)
-    place, taken = np.full(vocabulary if whole else 0, -1), np.zeros(length, np.bool_)
-    most = slots.shape[1]
-    for b in range(count):
-        key = _key(seed, epoch[b], cell[b])
-        if whole:
-            chosen = selection.whole_programs(
-                tokens[b], key, lowest, rate, most, programs, place, taken, word, position
-            )
-        else:
-            chosen = selection.in_band(tokens[b], key, lowest, bounds[0], band, word, position)
-        last = np.uint64(0xFFFFFFFFFFFFFFFF)
-        if chosen > most:
-            # The smallest words are a random choice; no two of a cell are the same.
-            last = np.sort(word[:chosen])[most - 1]
-            surplus[b] = chosen - most
-        slot = 0
-        for k in range(chosen):
-            if word[k] > last:
-                continue
-            p, treatment = position[k], mixed(word[k])
-            slots[b, slot], labels[b, slot] = p, tokens[b, p]
-            if (treatment >> half) < bounds[1]:
-                inputs[b, p], hidden[b, slot] = MASK, True
-            elif (treatment >> half) < bounds[2]:
-                inputs[b, p] = first + np.int64(((treatment & lower) * genes) >> half)
-            slot += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _key(seed, epoch, cell):
-    return mixed(mixed(mixed(seed) ^ epoch) ^ cell)
 
 
 def known_genes(cells: MaskedCells, vocabulary: int) -> jax.Array:

@@ -1,4 +1,8 @@
-"""A cell's tokens and its key -> the positions to be masked: anywhere, in a band, by programs."""
+"""A cell's tokens and its key -> the positions to be masked, and what stands there instead.
+
+All that is compiled stands in this file: numba keeps a compiled function for as long as the file of
+the outermost one stays as it is, whatever happens to the files of those that it calls.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +10,7 @@ import numba
 import numpy as np
 
 from scaling.corpus import gene_tables
+from scaling.corpus.tokens import MASK, PAD
 from scaling.corpus.vocabulary import Vocabulary
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment
@@ -126,6 +131,53 @@ def whole_programs(
             taken[p] = False
             count += 1
     return count
+
+
+@numba.njit(cache=True, nogil=True)
+def mask(
+    tokens, seed, epoch, cell, first, vocabulary, bounds, band, rate, whole, programs,
+    inputs, slots, labels, hidden, surplus,
+):  # fmt: skip
+    """Selects and treats positions of cells; what `masking.mask_cells` returns is written in place.
+
+    Positions are selected by the upper half of one word each, treated by those of another.
+    """
+    count, length = tokens.shape
+    half, lower = np.uint64(32), np.uint64(0xFFFFFFFF)
+    lowest, genes = max(first, PAD + 1), np.uint64(vocabulary - first)
+    word, position = np.empty(length, np.uint64), np.empty(length, np.int64)
+    place, taken = np.full(vocabulary if whole else 0, -1), np.zeros(length, np.bool_)
+    most = slots.shape[1]
+    for b in range(count):
+        key = key_of(seed, epoch[b], cell[b])
+        if whole:
+            chosen = whole_programs(
+                tokens[b], key, lowest, rate, most, programs, place, taken, word, position
+            )
+        else:
+            chosen = in_band(tokens[b], key, lowest, bounds[0], band, word, position)
+        last = np.uint64(0xFFFFFFFFFFFFFFFF)
+        if chosen > most:
+            # The smallest words are a random choice; no two of a cell are the same.
+            last = np.sort(word[:chosen])[most - 1]
+            surplus[b] = chosen - most
+        slot = 0
+        for k in range(chosen):
+            if word[k] > last:
+                continue
+            p, treatment = position[k], mixed(word[k])
+            slots[b, slot], labels[b, slot] = p, tokens[b, p]
+            if (treatment >> half) < bounds[1]:
+                inputs[b, p], hidden[b, slot] = MASK, True
+            elif (treatment >> half) < bounds[2]:
+                inputs[b, p] = first + np.int64(((treatment & lower) * genes) >> half)
+            slot += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def key_of(seed, epoch, cell):
+    """The word from which all draws of a cell in an epoch come, uint64."""
+    return mixed(mixed(mixed(seed) ^ epoch) ^ cell)
 
 
 @numba.njit(cache=True, nogil=True)
