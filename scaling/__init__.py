@@ -11,5 +11,6 @@ study      one config -> all of the above
 Letters in names and shapes, everywhere:
 B cells in a batch      L rank positions of a cell     M masked positions of a cell
 V vocabulary            D model width                  H attention heads
-F feed-forward width    N layers (in the model), cells (in tables of cells)
+F feed-forward width    Z latents (MAM)
+N layers (in the model), cells (in tables of cells)
 """

@@ -342,6 +342,15 @@ def test_programs_are_masked_whole_until_they_hold_the_share(tokens):
     assert (other.labels_BxM != cells.labels_BxM).any()
 
 
+def test_no_program_takes_more_than_half_of_a_cell():
+    cell = np.arange(2, 12, dtype=np.int32)[None]
+    settings = dataclasses.replace(BERT, rate=0.3, strategy="programs", programs="x.gmt")
+    for program, masked in (([2, 3, 4, 5, 6, 7], 0), ([2, 3, 4, 5, 6], 5)):
+        draws = 0, np.zeros(1, int), np.zeros(1, np.uint32)
+        found = masking.mask_cells(cell, *draws, V, settings, 2, programs_of([program]))
+        assert (found.labels_BxM >= 0).sum() == masked
+
+
 def test_programs_are_drawn_evenly():
     full = np.broadcast_to(np.arange(2, 202, dtype=np.int32), (4_000, 200))
     lists = [list(range(start, start + 30)) for start in range(2, 202, 40)]
