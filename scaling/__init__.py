@@ -6,6 +6,7 @@ evaluate   checkpoints + cells -> scores
 analyse    scores over runs -> curves, claims, report
 geneformer Hugging Face weights <-> runs
 sweeps     axes of a study -> its jobs, their processes, the manifest
+scoring    one run's weights, held-out cells -> rows of scores
 study      one config -> all of the above
 
 Letters in names and shapes, everywhere:

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from scaling import prepare, provenance, study
+from scaling import prepare, provenance, scoring
 from scaling.evaluate import noise
 from scaling.evaluate.held_out import all_held_out
 from scaling.evaluate.intervals import Score
@@ -52,18 +52,18 @@ def evaluate(
     rows = loop.rows_trained_on(folder, corpus)
     rows = np.flatnonzero(corpus.obs["split"] == "pool") if rows is None else rows
     untrained = step.initial_params(0, settings.run.model, len(corpus.vocabulary))
-    found = {"model": study.evaluate_run(checkpoint, settings.run, held_out, out)}
-    found["untrained"] = study.score_params(
+    found = {"model": scoring.evaluate_run(checkpoint, settings.run, held_out, out)}
+    found["untrained"] = scoring.score_params(
         untrained, settings.run.model, settings.run.masking.of_scores(), held_out, out, "untrained"
     )
-    found |= study.baseline_rows(corpus, rows, held_out, out) | study.unfitted_rows(held_out)
+    found |= scoring.baseline_rows(corpus, rows, held_out, out) | scoring.unfitted_rows(held_out)
     made = {
         "checkpoint": str(checkpoint),
         "commit": provenance.commit(),
         "packages": provenance.packages(),
     }
     scored = [{"model": name, **row, **made} for name, of in found.items() for row in of]
-    study.write_lines(out / "scores.jsonl", scored)
+    scoring.write_lines(out / "scores.jsonl", scored)
     table = pd.DataFrame(scored)
     table.to_csv(out / "scores.csv", index=False)
     draw_noise(table, out)

@@ -1,7 +1,6 @@
 """Settings -> corpus, runs, scores, fits and report in one folder; skips what is done."""
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import json
@@ -12,19 +11,16 @@ from collections.abc import Iterator
 
 import filelock
 import jax
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaling import prepare, provenance
+from scaling import prepare, provenance, scoring
 from scaling.analyse import report
 from scaling.corpus import diversity
 from scaling.corpus.shards import Corpus
-from scaling.evaluate import representations, scores
+from scaling.evaluate import scores
 from scaling.evaluate.held_out import HeldOut, all_held_out
 from scaling.pretrain import hosts, loop, step, writer
-from scaling.pretrain.masking import MaskingSettings
-from scaling.pretrain.model import ModelSettings
 from scaling.settings import Settings
 from scaling.sweeps import hparams, manifest, processes
 from scaling.sweeps.jobs import BASELINES, UNTRAINED, Job, cost, plan, run_settings
@@ -94,7 +90,7 @@ def attempt(
     folder = _folder(workdir, job)
     try:
         rows = _do(job, settings, corpus, held_out, folder)
-        write_lines(folder / SCORES, _complete(rows, job, settings))
+        scoring.write_lines(folder / SCORES, _complete(rows, job, settings))
     except hosts.Stopped:
         raise
     except Exception as error:
@@ -118,93 +114,6 @@ def work(settings: Settings, workdir: pathlib.Path, job: Job) -> None:
         if not (folder / SCORES).exists():
             corpus = prepare.corpus_of(settings, workdir)
             attempt(job, settings, corpus, all_held_out(corpus, settings.evaluate), workdir)
-
-
-def evaluate_run(
-    given: pathlib.Path, run: step.RunSettings, held_out: list[HeldOut],
-    pictures: pathlib.Path | None = None, masking: MaskingSettings | None = None,
-) -> list[dict]:
-    """Scores of a trained run's last checkpoint, or of one that is named.
-
-    Args:
-      given: RUN or RUN/checkpoints/STEP.
-      run: what it was trained with.
-      held_out: cells to score.
-      pictures: folder that gets them; None draws none.
-      masking: of the scored cells; None is the run's own.
-
-    Raises:
-      ValueError: no run, one of other model or masking settings, or one that was trained with
-        another vocabulary than the cells' corpus.
-    """
-    folder, at = loop.run_and_step(given)
-    held = json.loads((folder / loop.SETTINGS).read_text())
-    for part in ("model", "masking"):
-        asked = json.loads(json.dumps(dataclasses.asdict(getattr(run, part))))
-        if held[part] != asked:
-            raise ValueError(
-                f"{folder} was trained with {part} {held[part]}, the config has {asked}; give the "
-                "config it was trained with"
-            )
-    trained = held["vocabulary"]
-    for data in held_out:
-        if trained != (found := data.corpus.vocabulary.hash):
-            raise ValueError(
-                f"{folder} was trained with vocabulary {trained}, {data.corpus.folder} has "
-                f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
-            )
-    corpus = held_out[0].corpus
-    params = loop.load_params(folder, run.model, len(corpus.vocabulary), at)
-    rows = loop.rows_trained_on(folder, corpus)
-    labels = None if rows is None else corpus.obs["cell_type"].to_numpy(str)[rows]
-    mask = (masking or run.masking).of_scores()
-    return score_params(params, run.model, mask, held_out, pictures, "model", labels)
-
-
-def score_params(
-    params: dict,
-    model: ModelSettings,
-    mask: MaskingSettings,
-    held_out: list[HeldOut],
-    pictures: pathlib.Path | None = None,
-    name: str = "",
-    training_labels: np.ndarray | None = None,
-) -> list[dict]:
-    """Scores of weights at all tasks; see `evaluate_run` and `scores.rows_of_representation`."""
-    found = []
-    told = {"training_labels": training_labels, "pictures": pictures, "name": name}
-    for data in held_out:
-        found += scores.rows_of_model(params, model, mask, data)
-        of = representations.of_model(params, model, data.settings, data.corpus)
-        found += scores.rows_of_representation(of, data, **told)
-    return found
-
-
-def baseline_rows(
-    corpus: Corpus, rows: np.ndarray, held_out: list[HeldOut], pictures: pathlib.Path | None = None
-) -> dict[str, list[dict]]:
-    """Scores by baseline, fitted on the cells that a model of that size was trained on."""
-    names = held_out[0].settings.baselines
-    fitted = representations.fit_baselines(corpus, rows, names)
-    return {
-        name: [
-            row
-            for data in held_out
-            if data.counts is not None
-            for row in scores.rows_of_representation(of, data, pictures=pictures, name=name)
-        ]
-        for name, of in fitted.items()
-    }
-
-
-def unfitted_rows(held_out: list[HeldOut]) -> dict[str, list[dict]]:
-    """Scores by baseline, of those that see no training cell: they take the probes' own."""
-    found = {}
-    for data in held_out:
-        classified = scores.rows_of_classifiers(data.settings.baselines, data)
-        for name, rows in (classified | scores.rows_of_responses(data)).items():
-            found.setdefault(name, []).extend(rows)
-    return found
 
 
 def _do_all(settings, workdir, jobs, corpus, held_out, at_once, submit) -> dict[str, str]:
@@ -253,7 +162,7 @@ def _report(settings, workdir, jobs, faults, corpus) -> str:
     missing = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
     verdict = "Nothing could be scored, so there is no report"
     if rows:
-        write_lines(workdir / SCORES, rows)
+        scoring.write_lines(workdir / SCORES, rows)
         table = pd.DataFrame(rows)
         table.to_csv(workdir / "scores.csv", index=False)
         hparams.write(table, settings.run.train.learning_rate, workdir / "runs")
@@ -303,9 +212,9 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
     if job.model == UNTRAINED:
         params = step.initial_params(job.init_seed, run.model, len(corpus.vocabulary))
         common |= {"kind": "baseline", "tokens": 0}
-        found = {UNTRAINED: score_params(params, run.model, mask, held_out)}
+        found = {UNTRAINED: scoring.score_params(params, run.model, mask, held_out)}
         if job == plan(settings, None)[0]:
-            found |= unfitted_rows(held_out)
+            found |= scoring.unfitted_rows(held_out)
         return [
             {**common, "encoder": job.encoder if name == UNTRAINED else None, "model": name, **row}
             for name, of_model in found.items()
@@ -317,7 +226,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
     common |= {"spike_share": run.train.spike_share}
     if job.model == BASELINES:
         common |= diversity.of_subset(corpus, rows)
-        found = baseline_rows(corpus, rows, held_out)
+        found = scoring.baseline_rows(corpus, rows, held_out)
         scored = [
             {**common, "model": name, "kind": "baseline", **row}
             for name, of_model in found.items()
@@ -335,7 +244,7 @@ def _do(job: Job, settings: Settings, corpus: Corpus, held_out, folder) -> list[
         **{k: summary[k] for k in ("exposures", "steps", "converged", "held_out_loss")},
         **{k: summary[k] for k in ("parameters", "non_embedding_parameters", *diversity.MEASURES)},
     }
-    scored = evaluate_run(folder, run, held_out, masking=mask)
+    scored = scoring.evaluate_run(folder, run, held_out, masking=mask)
     return [{**common, **row} for row in scored]
 
 
@@ -356,9 +265,3 @@ def origin(workdir: pathlib.Path) -> dict[str, str]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "folder": str(workdir),
     }
-
-
-def write_lines(path: pathlib.Path, rows) -> None:
-    """Rows as JSONL, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

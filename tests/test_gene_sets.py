@@ -8,6 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from scaling.corpus import gene_tables
+from scaling.corpus.vocabulary import read_gene_names
 from scaling.evaluate import baselines, gene_sets
 
 GENES = np.array([f"g{number}" for number in range(200)])
@@ -205,11 +206,8 @@ def test_tables_are_read(tmp_path):
     assert gene_tables.read_flags(path, "tf", "k4") == {"A": True, "B": True}
     path.write_text("S1\tabout\tA\tB\tA\n\nS2\t\tC\n")
     assert gene_tables.read_gmt(path) == {"S1": ("A", "B"), "S2": ("C",)}
-    names = tmp_path / "names.csv"
-    names.write_text("gene_name,ensembl_id\nA,E1\nD,E4\n")
-    assert gene_tables.read_gmt(path, names) == {"S1": ("E1", "B"), "S2": ("C",)}
-    path.write_text("ensembl_id,gene_name\nE1,A\nE2,B\nE3,B\nE4,\nE1,A\n")
-    assert gene_tables.read_symbols(path) == {"A": "E1"}
+    ids = {"A": "E1", "D": "E4"}
+    assert gene_tables.read_gmt(path, ids) == {"S1": ("E1", "B"), "S2": ("C",)}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,6 @@ def test_tables_are_read(tmp_path):
         ("g,f\nA,True\nA,False\n", lambda p: gene_tables.read_flags(p, "g", "f"), "stands twice"),
         ("S1\tabout\n", gene_tables.read_gmt, "line 1 has no name, description and genes"),
         ("S\t\tA\nS\t\tB\n", gene_tables.read_gmt, "line 2: set 'S' stands twice"),
-        ("id,name\n", gene_tables.read_symbols, "no column"),
     ],
 )
 def test_damaged_tables_are_refused(text, read, message, tmp_path):
@@ -280,10 +277,10 @@ def test_real_tables_hold_what_they_are_known_for(real_data):
 def test_real_loadings_on_dosage_sensitivity(real_data):
     """Runs on real genes, symbols by the table; expression alone already tells them apart."""
     folder = real_data / "gene_labels"
-    ids = gene_tables.read_symbols(folder / "gene_info_table.csv")
     dosage = gene_tables.read_two_lists(
         folder / "dosage_sens_tf_labels.csv", "dosage_sensitive", "dosage_insensitive"
     )
+    ids = read_gene_names(folder / "gene_info_table.csv", dosage)
     cells = anndata.read_h5ad(real_data / "pbmc_3_chemistries.h5ad")
     genes = np.array([ids.get(symbol, symbol) for symbol in cells.var_names])
     kept = np.flatnonzero(np.isin(genes, list(dosage)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_build import SETTINGS, _counts, _write
 
-from scaling import study
+from scaling import scoring
 from scaling.corpus import build, pieces, readers, ready_tokens, subsets
 from scaling.corpus.tokens import SPECIAL
 from scaling.corpus.vocabulary import Vocabulary
@@ -217,7 +217,7 @@ def test_scores_that_need_counts_are_left_out(tmp_path):
     settings = EvaluateSettings(-2, 100, (), 0)
     held_out = all_held_out(corpus, settings)
     pool = np.flatnonzero(corpus.obs["split"] == "pool")
-    assert study.baseline_rows(corpus, pool, held_out) == {}
+    assert scoring.baseline_rows(corpus, pool, held_out) == {}
     known = np.random.default_rng(0).normal(size=(len(held_out[0].rows), 4))
     rows = scores.rows_of_representation(Representation(lambda _: known), held_out[0])
     mixing = [row for row in rows if row["task"] == "batch_mixing"]

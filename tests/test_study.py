@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import blood, default, genecorpus_1m, quickstart, smoke
-from scaling import prepare, study
+from scaling import prepare, scoring, study
 from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
 from scaling.corpus.shards import Corpus
@@ -265,10 +265,10 @@ def test_every_axis_reaches_the_scores_the_curves_and_the_hparams(tmp_path):
         Corpus.open(tmp_path / "corpus"), settings.evaluate
     )
     given = tmp_path / "runs" / job.name, run, held_out
-    scored = [row["value"] for row in study.evaluate_run(*given, masking=settings.run.masking)]
+    scored = [row["value"] for row in scoring.evaluate_run(*given, masking=settings.run.masking)]
     stored = table[table["run"] == job.name]["value"].tolist()
     assert stored == pytest.approx(scored, nan_ok=True)
-    assert stored != pytest.approx([row["value"] for row in study.evaluate_run(*given)])
+    assert stored != pytest.approx([row["value"] for row in scoring.evaluate_run(*given)])
     fits = json.loads((tmp_path / "fits.json").read_text())["fits"]
     assert {(fit["dataset"], fit["model"]) for fit in fits} == {
         (f"simulated ({epochs} epochs)", model)
@@ -419,7 +419,7 @@ def test_vocabulary_of_another_corpus_is_refused(done, tmp_path):
     other = prepare.corpus_of(settings, tmp_path)
     held_out = all_held_out(other, settings.evaluate)
     with pytest.raises(ValueError, match="was trained with vocabulary .* data.vocabulary="):
-        study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)
+        scoring.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, held_out)
 
 
 def test_cells_that_a_run_was_trained_on_are_known_of_its_own_corpus_alone(done, tmp_path):
@@ -455,9 +455,9 @@ def test_a_run_of_another_model_is_not_scored(done):
     config.model.activation = "gelu"
     settings = Settings.from_config(config)
     with pytest.raises(ValueError, match="was trained with model .*relu.*gelu"):
-        study.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, [])
+        scoring.evaluate_run(done[0] / "runs" / "mlm-n200-s0", settings.run, [])
     with pytest.raises(ValueError, match="give the folder of a trained run"):
-        study.evaluate_run(done[0] / "nothing", settings.run, [])
+        scoring.evaluate_run(done[0] / "nothing", settings.run, [])
 
 
 def test_cells_too_few_for_a_probe_get_a_note_instead_of_a_score(done):

@@ -1,7 +1,8 @@
-"""Tables of labelled genes, gene sets and symbols (CSV, GMT) -> dictionaries by gene or set."""
+"""Tables of labelled genes and gene sets (CSV, GMT) -> dictionaries by gene or set."""
 
 import csv
 import pathlib
+from collections.abc import Mapping
 
 
 def read_two_lists(path: str | pathlib.Path, positive: str, negative: str) -> dict[str, bool]:
@@ -63,19 +64,19 @@ def read_labels(path: str | pathlib.Path, **columns) -> dict[str, bool]:
 
 
 def read_gmt(
-    path: str | pathlib.Path, gene_names: str | pathlib.Path = ""
+    path: str | pathlib.Path, ids: Mapping[str, str] | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Gene sets by name from a GMT file: a set per line, name, description, genes, by tabs.
 
     Args:
       path: of the file.
-      gene_names: table of `read_symbols`, by which genes are renamed that it knows; "" for none.
+      ids: by which genes are renamed that it has; see `vocabulary.read_gene_names`.
 
     Raises:
       ValueError: a line without a gene, or a set's name twice.
     """
     sets: dict[str, tuple[str, ...]] = {}
-    ids = read_symbols(gene_names) if gene_names else {}
+    ids = ids or {}
     for number, line in enumerate(pathlib.Path(path).read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -87,17 +88,6 @@ def read_gmt(
             raise ValueError(f"{path}: line {number}: set {name!r} stands twice; rename one")
         sets[name] = tuple(dict.fromkeys(genes))
     return sets
-
-
-def read_symbols(path: str | pathlib.Path) -> dict[str, str]:
-    """Ensembl id of each symbol, from a CSV file with `ensembl_id` and `gene_name`.
-
-    A symbol of several ids is left out: which of them is meant cannot be known.
-    """
-    ids: dict[str, set[str]] = {}
-    for row in _rows(path, "ensembl_id", "gene_name"):
-        ids.setdefault((row["gene_name"] or "").strip(), set()).add(row["ensembl_id"].strip())
-    return {name: gene for name, (gene, *more) in ids.items() if name and not more}
 
 
 def _rows(path, *columns: str):

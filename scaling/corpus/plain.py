@@ -52,10 +52,9 @@ def tokenise(path: str, vocabulary: str, out: str, length: int, processes: int) 
 
     times = [time.perf_counter()]
     genes = Vocabulary.load(pathlib.Path(vocabulary))
-    token = {gene: k for k, gene in enumerate(genes.genes, len(genes.special))}
     data = anndata.read_h5ad(path, backed="r")
     known = np.flatnonzero(data.var_names.isin(genes.genes))
-    tokens = np.array([token[name] for name in data.var_names[known]])
+    tokens = np.array([genes.token[name] for name in data.var_names[known]])
     medians = genes.medians[tokens - len(genes.special)]
     labels = [name for name in LABELS if name in data.obs]
     columns = {name: [] for name in ("input_ids", "n_counts", "cell_id", *labels)}

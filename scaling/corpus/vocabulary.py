@@ -63,6 +63,11 @@ class Vocabulary:
         return (self.special.index(START), self.special.index(END)) if whole else ()
 
     @functools.cached_property
+    def token(self) -> dict[str, int]:
+        """Token of each gene."""
+        return {gene: token for token, gene in enumerate(self.genes, len(self.special))}
+
+    @functools.cached_property
     def hash(self) -> str:
         """What a checkpoint and a corpus must share, hex: the meaning of every token."""
         digest = hashlib.sha256("\n".join(self.special + self.genes).encode())
@@ -109,13 +114,15 @@ def read_gene_names(path: str, preferred: Collection[str]) -> dict[str, str]:
 
     Annotations list some symbols several times (HLA-B has an id for each alternative haplotype):
     such a symbol takes the id that is among the preferred ones, so that files with symbols meet
-    files with ids; among several, or none, the lowest id.
+    files with ids; among several, or none, the lowest id. Without a path the table is empty.
     """
+    if not path:
+        return {}
     try:
         table = pd.read_csv(path, dtype=str, usecols=["gene_name", "ensembl_id"]).dropna()
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: no table of gene names ({error}); data.gene_names must be a CSV with the "
+            f"{path}: no table of gene names ({error}); it must be a CSV with the "
             "columns gene_name and ensembl_id"
         ) from error
     table["ensembl_id"] = table["ensembl_id"].map(_without_version)

@@ -1,8 +1,7 @@
 """An encoder and cells -> cells embedded in a second, ours and BERT's; batch scores of a second.
 
 Each way runs in a fresh process, in turns with the other; only ratios count. The public BERT is
-`transformers.BertModel` as it ships, on batches of at most as many tokens, of
-cells sorted by length.
+`transformers.BertModel` as it ships, on batches of cells sorted by length.
 """
 
 import functools
@@ -20,6 +19,7 @@ from scaling.corpus.shards import Corpus
 from scaling.corpus.tokens import PAD
 
 CELLS = 256  # embedded in a turn
+BERT_TOKENS = 4_096  # of a batch of the public BERT, at most
 LAYER = -2  # whose states are averaged
 WIDTH, TYPES, BATCHES = 256, 10, 6  # of the cells whose batch mixing is scored
 MINUTES = 3  # that 20,000 of them may take
@@ -126,14 +126,12 @@ def bert_embeddings(bert, tokens_NxL: np.ndarray, special: int) -> np.ndarray:
     """What `embed.embed_tokens` gives, by a `transformers.BertModel` that does not train."""
     import torch
 
-    from scaling.evaluate import embed
-
     length_N = (tokens_NxL != PAD).sum(1)
     order, start = np.argsort(-length_N, kind="stable"), 0
     found = np.empty((len(order), bert.config.hidden_size), np.float32)
     while start < len(order):
         longest = length_N[order[start]]
-        rows = order[start : (start := start + max(1, embed.tokens_of_batch() // longest))]
+        rows = order[start : (start := start + max(1, BERT_TOKENS // longest))]
         inputs = torch.from_numpy(tokens_NxL[rows, :longest].astype(np.int64))
         with torch.inference_mode():
             mask = (inputs != PAD).long()

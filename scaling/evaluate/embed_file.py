@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import anndata
@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaling.corpus import coverage, gene_tables, pieces, readers
+from scaling.corpus import coverage, pieces, readers
 from scaling.corpus.shards import pad
-from scaling.corpus.vocabulary import Vocabulary
+from scaling.corpus.vocabulary import Vocabulary, read_gene_names
 from scaling.evaluate import decode, in_silico
 from scaling.evaluate.embed import embed_tokens
 from scaling.pretrain import masking
@@ -45,8 +45,7 @@ class Also:
 
     def tokens(self, genes: Sequence[str], vocabulary: Vocabulary) -> list[int]:
         """Tokens of genes; refuses those that the vocabulary lacks."""
-        ids = gene_tables.read_symbols(self.gene_names) if self.gene_names else {}
-        token = {gene: t for t, gene in enumerate(vocabulary.genes, len(vocabulary.special))}
+        ids, token = read_gene_names(self.gene_names, vocabulary.genes), vocabulary.token
         if unknown := [gene for gene in genes if ids.get(gene, gene) not in token]:
             raise ValueError(
                 f"the model knows no gene {', '.join(unknown)}; it knows {vocabulary.genes[0]!r} "
@@ -109,33 +108,67 @@ def embed_file(
         raise ValueError(f"{out} {state}; name another --out")
     if not name or "/" in name:
         raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
-
+    keys = {"X": ("obsm", f"X_{name}"), "filled": ("uns", f"filled_{name}")}
+    keys |= {kind: ("obsm", f"{kind}_{name}") for kind in in_silico.KINDS}
+    _refuse_taken(source, keys.values())
     covered = {"counts_covered": None}
     if not source.tokenised:
         covered = coverage.report(ids, coverage.gene_totals(source), vocabulary)
         coverage.check(source, covered, vocabulary)
-    special, filled = len(vocabulary.special), []
-    fixed = params, model, layer
-    tables = {"X": np.full((len(source.obs), model.width), np.nan, np.float32)}
-    asked = {kind: also.tokens(getattr(also, kind), vocabulary) for kind in in_silico.KINDS}
-    for kind, genes in asked.items():
-        if genes:
-            tables[kind] = np.full((len(source.obs), len(genes)), np.nan, np.float32)
-    with tqdm(total=len(source.obs), desc=f"embedding {source.name}", unit="cells") as bar:
+    found = _computed(params, model, layer, vocabulary, source, ids, pool, also)
+    _write(source, out, {keys[what]: table for what, table in found.items()})
+    accuracy, filled = None, found.get("filled")
+    if filled is not None and len(filled):
+        accuracy = float((filled["gene"] == filled["filled"]).mean())
+    return Embedded(found["X"], covered["counts_covered"], accuracy)
+
+
+def _refuse_taken(source: readers.Source, keys: Iterable[tuple[str, str]]) -> None:
+    """Before anything is computed; a file that would get all but one table is refused too."""
+    if not source.is_h5ad:
+        return
+    with h5py.File(source.path) as file:
+        for where, key in keys:
+            if where in file and key in file[where]:
+                raise ValueError(
+                    f"{source.path} has .{where}[{key!r}] already; give another --name"
+                )
+
+
+def _computed(params, model, layer, vocabulary, source, ids, pool, also):
+    """Embeddings ("X"), shifts by kind, and what was "filled" in, as they are written."""
+    cells, special = source.obs.index, len(vocabulary.special)
+    tables = {"X": np.full((len(cells), model.width), np.nan, np.float32)}
+    genes = {kind: also.tokens(getattr(also, kind), vocabulary) for kind in in_silico.KINDS}
+    genes = {kind: tokens for kind, tokens in genes.items() if tokens}
+    for kind, tokens in genes.items():
+        tables[kind] = np.full((len(cells), len(tokens)), np.nan, np.float32)
+    filled = []
+    with tqdm(total=len(cells), desc=f"embedding {source.name}", unit="cells") as bar:
         for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):
-            cells = np.split(tokens, np.cumsum(lengths)[:-1])
-            block, real = pad(cells, model.length, vocabulary.around), lengths > 0
-            at, block = rows[real], block[real]
-            if len(at):
-                tables["X"][at] = embed_tokens(*fixed, [block], special, pool)
-                for kind, genes in asked.items():
-                    if genes:
-                        tables[kind][at] = in_silico.shifts(
-                            *fixed, block, special, genes, kind, pool
-                        )
+            real = np.flatnonzero(lengths)
+            if len(real):
+                of_cells = np.split(tokens, np.cumsum(lengths)[:-1])
+                block = pad([of_cells[n] for n in real], model.length, vocabulary.around)
+                asked = params, model, layer
+                tables["X"][rows[real]] = embed_tokens(*asked, [block], special, pool)
+                for kind, wanted in genes.items():
+                    found = in_silico.shifts(*asked, block, special, wanted, kind, pool)
+                    tables[kind][rows[real]] = found
                 if also.fill:
-                    filled.append(_filled(params, model, vocabulary, block, at, also))
+                    filled.append(_filled(params, model, vocabulary, block, rows[real], also))
             bar.update(len(rows))
+    for kind in genes:
+        tables[kind] = pd.DataFrame(tables[kind], cells, getattr(also, kind))
+    if filled:
+        tables["filled"] = pd.concat(filled, ignore_index=True)
+        row = tables["filled"].pop("row")
+        tables["filled"].insert(0, "cell", cells.to_numpy(str)[row])
+    return tables
+
+
+def _write(source: readers.Source, out: pathlib.Path, found: dict[tuple[str, str], object]) -> None:
+    """The copy with what was found, by group and key; whole or not at all."""
     partial = out.with_name(out.name + ".partial")
     try:
         if source.is_h5ad:
@@ -143,29 +176,11 @@ def embed_file(
         else:
             anndata.AnnData(obs=source.obs).write_h5ad(partial)
         with h5py.File(partial, "r+") as file:
-            found = {("obsm", f"{kind}_{name}"): table for kind, table in tables.items()}
-            for kind, genes in asked.items():
-                if genes:
-                    columns = pd.DataFrame(tables[kind], source.obs.index, getattr(also, kind))
-                    found["obsm", f"{kind}_{name}"] = columns
-            if also.fill:
-                table = pd.concat(filled, ignore_index=True)
-                table.insert(0, "cell", source.obs.index.to_numpy(str)[table.pop("row")])
-                found["uns", f"filled_{name}"] = table
             for (where, key), value in found.items():
-                group = file.require_group(where)
-                if key in group:
-                    raise ValueError(
-                        f"{source.path} has .{where}[{key!r}] already; give another --name"
-                    )
-                anndata.io.write_elem(group, key, value)
+                anndata.io.write_elem(file.require_group(where), key, value)
         partial.rename(out)
     finally:
         partial.unlink(missing_ok=True)
-    accuracy = None
-    if also.fill and len(table):
-        accuracy = float((table["gene"] == table["filled"]).mean())
-    return Embedded(tables["X"], covered["counts_covered"], accuracy)
 
 
 def _filled(params, model, vocabulary, tokens_NxL, rows_N, also: Also) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def label_auroc(
 
     Args:
       embedding_VxD: floats, a row per gene; NaN rows are genes that were never seen.
-      genes: V names, in the ids of labels (gene_tables.read_symbols).
+      genes: V names, in the ids of labels (vocabulary.read_gene_names).
       labels: of gene_tables.
       expression_Vx2: of expression_baseline over the same V genes.
       of: name of the labels.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from sklearn.metrics.pairwise import paired_cosine_distances
 
 from scaling.corpus.tokens import PAD
 from scaling.evaluate import embed
@@ -61,7 +62,8 @@ def shifts(
         blocks = [np.stack(list(changed.values()))]
         after_PxD = embed.embed_tokens(params, model, layer, blocks, special, pool)
         rows_P, genes_P = np.array(list(changed)).T
-        found_NxG[rows_P, genes_P] = 1 - _cosine(before_NxD[rows_P], after_PxD)
+        of_both = before_NxD[rows_P].astype(np.float64), after_PxD.astype(np.float64)
+        found_NxG[rows_P, genes_P] = paired_cosine_distances(*of_both)
     return found_NxG
 
 
@@ -79,9 +81,3 @@ def _first(tokens_L: np.ndarray, gene: int, special: int) -> np.ndarray | None:
     genes = np.concatenate([[gene], others])[: len(tokens_L) - len(around)]
     cell = np.concatenate([around[:1], genes, around[1:]])
     return np.pad(cell, (0, len(tokens_L) - len(cell))).astype(tokens_L.dtype)
-
-
-def _cosine(a_PxD: np.ndarray, b_PxD: np.ndarray) -> np.ndarray:
-    a_PxD, b_PxD = (x.astype(np.float64) for x in (a_PxD, b_PxD))
-    norms = np.linalg.norm(a_PxD, axis=1) * np.linalg.norm(b_PxD, axis=1)
-    return ((a_PxD * b_PxD).sum(1) / np.maximum(norms, 1e-30)).astype(np.float32)

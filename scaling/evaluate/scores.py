@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from scaling.corpus import gene_tables
+from scaling.corpus.vocabulary import read_gene_names
 from scaling.evaluate import (
     baselines,
     batch_mixing,
@@ -280,8 +281,8 @@ class _Examined:
         expression = gene_sets.expression_baseline(data.counts, data.totals)
         genes, found = np.array(data.corpus.vocabulary.genes), []
         labels = {n: gene_tables.read_labels(**of) for n, of in settings.gene_labels.items()}
-        named = settings.gene_sets, settings.gene_names
-        sets = gene_tables.read_gmt(*named) if settings.gene_sets else {}
+        ids = read_gene_names(settings.gene_names, data.corpus.vocabulary.genes)
+        sets = gene_tables.read_gmt(settings.gene_sets, ids) if settings.gene_sets else {}
         seed = settings.seed
         for kind, embedding in self._genes.items():
             asked = embedding, genes

@@ -1,11 +1,10 @@
 """A Perturb-seq screen and gene embeddings -> how well unseen perturbations are foreseen."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
-from scaling.corpus import gene_tables
+from scaling.corpus.vocabulary import read_gene_names
 from scaling.evaluate import baselines, gene_perturbation
 from scaling.evaluate.gene_perturbation import PREDICTORS
 from scaling.evaluate.held_out import HeldOut
@@ -62,14 +61,9 @@ def _scores(data: HeldOut, embedding_VxD, predictors) -> dict[str, list[Score]]:
 
 def _perturbations(data: HeldOut) -> np.ndarray:
     """The batches, with symbols turned into the ids that the vocabulary has."""
-    ids = _ids(data.settings.gene_names) if data.settings.gene_names else {}
+    ids = read_gene_names(data.settings.gene_names, data.corpus.vocabulary.genes)
     control = data.settings.screens[data.name]
     return np.array([
         "+".join(part if part == control else ids.get(part, part) for part in name.split("+"))
         for name in data.batches
     ])  # fmt: skip
-
-
-@functools.lru_cache(maxsize=1)
-def _ids(path: str) -> dict[str, str]:
-    return gene_tables.read_symbols(path)

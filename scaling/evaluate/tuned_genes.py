@@ -130,7 +130,7 @@ def gene_classes(
             "column of gene ids for each class"
         ) from error
     vocabulary, classes = corpus.vocabulary, tuple(table.columns)
-    token = {gene: k for k, gene in enumerate(vocabulary.genes, len(vocabulary.special))}
+    token = vocabulary.token
     found: dict[str, int] = {}
     for number, name in enumerate(classes):
         for gene in table[name].dropna().str.strip():

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from kernels.cab import api
-from scaling.pretrain.sharding import CELLS
+from scaling.pretrain import sharding
 
 QUERIES = 512  # at a time
 # Scores at a time on CPU, of one or several heads: they stay near the core, and an operation has
@@ -46,19 +45,9 @@ def attend(
       [B, M, H, D / H].
     """
     rate = 0.0 if deterministic else dropout_rate
-    arrays = query, key, value, mask, dropout_rng if rate else None
     local = functools.partial(_attend, rate=rate)
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    if not sizes:
-        return local(*arrays)
-    cells = tuple(name for name in CELLS if name in sizes)
-    if len(query) % math.prod(sizes[name] for name in cells):
-        cells = ()
-    heads = "tensor" if query.shape[2] % sizes.get("tensor", 1) == 0 and "tensor" in sizes else None
-    of = P(cells, None, heads, None)
-    return jax.shard_map(
-        local, in_specs=(of, of, of, P(cells), P()), out_specs=of, check_vma=False
-    )(*arrays)
+    arrays = query, key, value, mask, dropout_rng if rate else None
+    return sharding.over_cells_and_heads(local, *arrays)
 
 
 def _attend(query, key, value, mask, rng, rate: float):

@@ -8,11 +8,9 @@ tested interpreted on CPU, cuDNN as far as the program that names it.
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from kernels.cab import api
-from scaling.pretrain import attention
-from scaling.pretrain.sharding import CELLS
+from scaling.pretrain import attention, sharding
 
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # that the named kernels run on
 LANES = 128  # of a TPU: what lengths are padded to
@@ -114,19 +112,10 @@ def cudnn(query, key, value, length_B: jax.Array) -> jax.Array:
 
 def splash(query, key, value, length_B: jax.Array) -> jax.Array:
     """Splash attention, each device on its own cells and heads; see `cudnn`."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    if not sizes:
-        return _splash(query, key, value, length_B)
-    cells = tuple(name for name in CELLS if name in sizes)
-    heads = "tensor" if query.shape[2] % sizes.get("tensor", 1) == 0 and "tensor" in sizes else None
-    arrays = P(cells, None, heads, None)
-    return jax.shard_map(
-        _splash, in_specs=(arrays, arrays, arrays, P(cells)), out_specs=arrays,
-        check_vma=False,  # the kernel does not say over which axes its outputs vary
-    )(query, key, value, length_B)
+    return sharding.over_cells_and_heads(_splash, query, key, value, length_B)
 
 
-def _splash(query, key, value, length_B):
+def _splash(query, key, value, length_B, _=None):
     queries = query.shape[1]
     query = query * jnp.asarray(query.shape[3] ** -0.5, query.dtype)
     padded = [_padded(array) for array in (query, key, value)]

@@ -13,7 +13,7 @@ from scaling.pretrain import selection
 
 STRATEGIES = ("uniform", "band", "programs", "mam")
 HELD_OUT_SEED = 0  # of the fixed masks that every run is measured on
-DRAWS = 3  # part of a run's hash: raised when draws or updates change, so that no run mixes two
+DRAWS = 4  # part of a run's hash: raised when draws or updates change, so that no run mixes two
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from scaling.corpus import gene_tables
 from scaling.corpus.tokens import MASK, PAD
-from scaling.corpus.vocabulary import Vocabulary
+from scaling.corpus.vocabulary import Vocabulary, read_gene_names
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment
 ORDER = np.uint64(0xD1B54A32D192ED03)  # sets the words of programs apart from those of positions
@@ -37,14 +37,14 @@ def read_programs(path: str, gene_names: str, vocabulary: Vocabulary) -> Program
 
     Args:
       path: of the file.
-      gene_names: table that renames its genes, see `gene_tables.read_gmt`; "" for none.
+      gene_names: table of symbols, see `vocabulary.read_gene_names`; "" for none.
       vocabulary: gives the tokens; genes that it lacks are left out.
 
     Raises:
       ValueError: no GMT file, or none of its genes is in the vocabulary.
     """
-    token = {gene: t for t, gene in enumerate(vocabulary.genes, len(vocabulary.special))}
-    programs = gene_tables.read_gmt(path, gene_names)
+    token = vocabulary.token
+    programs = gene_tables.read_gmt(path, read_gene_names(gene_names, vocabulary.genes))
     found = [[token[gene] for gene in genes if gene in token] for genes in programs.values()]
     if not any(found):
         example = next((genes[0] for genes in programs.values()), "none")

@@ -1,6 +1,7 @@
 """Devices -> a mesh, and where batches, parameters and moments lie on it."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -125,6 +126,30 @@ def gather(params):
         return params
     kept = {name: size for name, size in sizes.items() if name == "tensor"}
     return jax.lax.with_sharding_constraint(params, specs(params, kept))
+
+
+def over_cells_and_heads(local, query, key, value, of_cells, of_all=None):
+    """A function of attention, each device on its own cells and heads; without a mesh, as it is.
+
+    Args:
+      local: of the other arguments, in their order; its result lies as the query does.
+      query, key, value: [B, L, H, D / H].
+      of_cells: array whose first dimension is B.
+      of_all: array that every device has whole, or None.
+    """
+    arrays = query, key, value, of_cells, of_all
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return local(*arrays)
+    cells = tuple(name for name in CELLS if name in sizes)
+    if len(query) % math.prod(sizes[name] for name in cells):
+        cells = ()  # as where weights are made, of one cell
+    heads = "tensor" if query.shape[2] % sizes.get("tensor", 1) == 0 and "tensor" in sizes else None
+    lie = P(cells, None, heads, None)
+    return jax.shard_map(
+        local, in_specs=(lie, lie, lie, P(cells), P()), out_specs=lie,
+        check_vma=False,  # a kernel does not say over which axes its outputs vary
+    )(*arrays)
 
 
 def host_places(batch: int, mesh: Mesh) -> np.ndarray:

@@ -52,10 +52,10 @@ class RunSettings:
         Raises:
           ValueError: a setting that contradicts itself or another.
         """
-        mask = config["masking"]
+        mask = {k: tuple(v) if isinstance(v, list) else v for k, v in config["masking"].items()}
         return cls(
             ModelSettings(**config["model"]),
-            masking.MaskingSettings(**mask | {"band": tuple(mask["band"])}),
+            masking.MaskingSettings(**mask),
             ObjectiveSettings(**config["objective"]),
             optimizer.TrainSettings(**config["train"]),
             DeviceSettings(**config["devices"]),
