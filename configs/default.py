@@ -31,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     # 0 takes all cells; n draws n of them as `datasets` does with shuffle(split_seed), of which the
     # last, a share of held_out, are held out
     data.draw = 0
+    # keep each gene's expression beside its token, as every model.encoding but ranks reads it (set
+    # by itself where the config has one): three times the space
+    data.expression = False
     data.cells_per_shard = 10_000  # cells of a token file
     data.workers = 1  # threads that build the corpus
     data.scheduler = ""  # address of a dask scheduler to build on; "" is this machine
@@ -57,6 +60,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.base_width = 0
     model.latents = 0  # of MAM: 128 with masking.strategy=mam, 0 with every other
     model.latents_learn = False  # from the loss; False: as in the reference, from a penalty alone
+    # ranks; or bins, projection or counts, which see expression in place of ranks (encodings.py)
+    model.encoding = "ranks"
 
     config.masking = masking = ml_collections.ConfigDict()
     masking.rate = 0.15  # share of positions selected
@@ -150,5 +155,6 @@ def get_config() -> ml_collections.ConfigDict:
     study.weights = ()
     study.maskings = ()  # masking.strategy of training; all runs are scored with uniform masks
     study.masking_rates = ()  # masking.rate of training; all runs are scored at masking.rate
+    study.encodings = ()  # model.encoding
 
     return config.lock()

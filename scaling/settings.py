@@ -40,12 +40,14 @@ class Settings:
         if data.score_on and not data.h5ad:
             raise ValueError("data.score_on is set, but data.h5ad, the files to train on, is not")
         run = RunSettings.from_config(fields)
-        evaluate = EvaluateSettings(**fields["evaluate"])
+        evaluate, study = EvaluateSettings(**fields["evaluate"]), GridSettings(**fields["study"])
+        if {run.model.encoding, *study.encodings} - {"ranks"}:
+            data = dataclasses.replace(data, expression=True)
         layers = run.model.layers
         if not -layers - 1 <= evaluate.layer <= layers:
             raise ValueError(f"evaluate.layer is {evaluate.layer}, the model has {layers} layers")
         simulation = Simulation(**fields["simulation"])
-        return cls(data, simulation, run, evaluate, GridSettings(**fields["study"]))
+        return cls(data, simulation, run, evaluate, study)
 
     def content(self) -> dict:
         """The settings by part and name: all that decides what a study finds."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.corpus.shards import pad
+from scaling.corpus.encodings import Cells, pad
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.pretrain import masking
 from scaling.pretrain.batches import Batches, cell_hashes, iterate
@@ -88,7 +88,7 @@ def corpus_of(lengths) -> types.SimpleNamespace:
     genes = Vocabulary([f"gene {k}" for k in range(80)], np.ones(80))
     return types.SimpleNamespace(
         obs=obs, folder="none", vocabulary=genes, lengths=lambda rows: np.asarray(lengths)[rows],
-        tokens=lambda rows, length: pad([tokens[r] for r in rows], length),
+        inputs=lambda rows, length, encoding: Cells(pad([tokens[r] for r in rows], length)),
     )
 
 

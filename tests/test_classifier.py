@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import finetune_cell_types, finetune_disease, finetune_dosage
+from scaling.corpus.encodings import Cells
 from scaling.corpus.tokens import PAD
 from scaling.evaluate import classifier, embed, tuning
 from scaling.evaluate.classifier import Classifier, Labelled
@@ -260,11 +261,11 @@ def test_padding_and_empty_cells_change_no_gradient(monkeypatch, pooling):
     with jax.enable_x64(True):
         params = jax.tree.map(
             lambda x: np.float64(x) + 0.3 * rng.normal(size=x.shape),
-            module.init(jax.random.key(0), tokens)["params"],
+            module.init(jax.random.key(0), Cells(tokens))["params"],
         )
 
         def loss(params, tokens, labels):
-            return classifier.cross_entropy(module.apply({"params": params}, tokens), labels)
+            return classifier.cross_entropy(module.apply({"params": params}, Cells(tokens)), labels)
 
         gradient = jax.jit(jax.value_and_grad(loss))
         wanted, found = gradient(params, tokens, labels), gradient(params, padded, more)

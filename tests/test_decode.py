@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scaling.corpus.encodings import Cells
 from scaling.corpus.tokens import MASK, PAD
 from scaling.evaluate import decode
 from scaling.pretrain import step
@@ -24,7 +25,7 @@ def filled(params, *cells, **options):
     tokens = np.full((len(cells), 16), PAD, np.int32)
     for row, cell in zip(tokens, cells, strict=True):
         row[: len(cell)] = cell
-    found = decode.fill(params, MODEL, tokens, 2, **options)
+    found = decode.fill(params, MODEL, Cells(tokens), 2, **options)
     assert (found[tokens != MASK] == tokens[tokens != MASK]).all() and (found != MASK).all()
     return [
         [int(gene) for gene, token in zip(row, cell, strict=False) if token == MASK]

@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from configs import gf_v1_10m, gf_v2_104m, gf_v2_316m
+from scaling.corpus.encodings import Cells
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed
 from scaling.geneformer import files, runs
@@ -268,8 +269,8 @@ def test_weights_of_every_head_embed_as_their_run_does(kind, tmp_path):
     vocabulary().save(tmp_path / "vocabulary.json")
     params, model, words = runs.encoder(tmp_path / "weights", str(tmp_path / "vocabulary.json"))
     assert (model, words.genes) == (MODEL, vocabulary().genes)
-    cells = [np.pad(TOKENS, ((0, 0), (0, 14)))]
-    found = embed.embed_tokens(params, model, -2, cells, 2)
+    cells = [Cells(np.pad(TOKENS, ((0, 0), (0, 14))))]
+    found = embed.embed_cells(params, model, -2, cells, 2)
     inner = {"bias": np.zeros(V)} | given.params.get("encoder", given.params)
     states = RankEncoder(MODEL, V).apply({"params": inner}, TOKENS[1:], method="encode")
     np.testing.assert_allclose(found[1], states[-2][0].mean(0), rtol=1e-4, atol=1e-5)
@@ -281,7 +282,7 @@ def test_weights_of_every_head_embed_as_their_run_does(kind, tmp_path):
     if kind == "masked_lm":
         runs.into_run(given, vocabulary(), tmp_path / "run", "here")
         np.testing.assert_array_equal(
-            embed.embed_tokens(runs.encoder(tmp_path / "run")[0], model, -2, cells, 2), found
+            embed.embed_cells(runs.encoder(tmp_path / "run")[0], model, -2, cells, 2), found
         )
         with pytest.raises(ValueError, match="leave --vocabulary out"):
             runs.encoder(tmp_path / "run", "vocabulary.json")

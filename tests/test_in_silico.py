@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scaling.corpus.encodings import Cells
 from scaling.evaluate import embed, in_silico
 from scaling.pretrain import step
 from scaling.pretrain.model import ModelSettings
@@ -11,16 +12,16 @@ MODEL = ModelSettings(2, 16, 2, 16, 12, "relu", 0.0, 1e-12)
 V = 30
 
 
-def cells(*lists) -> np.ndarray:
+def cells(*lists) -> Cells:
     tokens = np.zeros((len(lists), 12), np.int32)
     for row, cell in zip(tokens, lists, strict=True):
         row[: len(cell)] = cell
-    return tokens
+    return Cells(tokens)
 
 
 def by_hand(params, before, after, special) -> float:
     arguments = params, MODEL, -2
-    a, b = (embed.embed_tokens(*arguments, [cells(c)], special)[0].astype(float)
+    a, b = (embed.embed_cells(*arguments, [cells(c)], special)[0].astype(float)
             for c in (before, after))  # fmt: skip
     return 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.corpus import columns, dictionaries, pieces, readers, shards
+from scaling.corpus import columns, dictionaries, pieces, readers
+from scaling.corpus.encodings import pad
 
 CELLS = 150
 # Genes that fit beside V2's <cls> and <eos>, which stand around a cell in the model's input.
@@ -82,7 +83,7 @@ def test_tokens_of_real_cells_are_geneformers_but_for_ties(real_data, dictionary
         i if i in tokens else None for i in ids
     ]
     cells = []
-    for _, found, lengths in pieces.encode(source, ids, genes):
+    for _, found, lengths, _ in pieces.encode(source, ids, genes):
         cells += [cell.tolist() for cell in np.split(found, np.cumsum(lengths)[:-1])]
 
     for ours, of_cell in zip([cells[row] for row in rows], counts, strict=True):
@@ -96,7 +97,7 @@ def test_tokens_of_real_cells_are_geneformers_but_for_ties(real_data, dictionary
         different = [a for a, b in zip(ours[:cut], theirs[:cut], strict=True) if a != b]
         assert all(score.count(score_of[token]) > 1 for token in different)
         around, length = genes.around, cut + len(genes.around)
-        read = shards.pad([np.array(ours)], length, around)[0].tolist()
+        read = pad([np.array(ours)], length, around)[0].tolist()
         wrapped = [*around[:1], *ours[:cut], *around[1:]]
         assert read == wrapped + [0] * (length - len(wrapped))
     assert genes.around == ((2, 3) if version == "geneformer_v2" else ())

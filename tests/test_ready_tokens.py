@@ -228,7 +228,7 @@ def test_scores_that_need_counts_are_left_out(tmp_path):
 def test_embedding_reads_the_same_tokens(tmp_path):
     path = _saved(tmp_path / "set", [[2, *cell, 3] for cell in _cells(V2)])
     source = readers.open_source(path)
-    [(rows, tokens, lengths)] = pieces.encode(source, np.empty(0, object), V2)
+    [(rows, tokens, lengths, _)] = pieces.encode(source, np.empty(0, object), V2)
     assert rows.tolist() == list(range(30)) and lengths.tolist() == [len(c) for c in _cells(V2)]
     assert tokens.tolist() == [t for cell in _cells(V2) for t in cell]
 

@@ -18,6 +18,7 @@ from configs import blood, default, genecorpus_1m, quickstart, smoke
 from scaling import prepare, scoring, study
 from scaling.analyse import report, trends
 from scaling.corpus import build, columns, diversity, readers, subsets
+from scaling.corpus.encodings import Cells
 from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import embed, embed_file, in_silico, scores
@@ -362,7 +363,7 @@ def test_embed_fills_in_genes_and_perturbs_them(done, tmp_path):
     for kind, columns_ in (("delete", ["A", genes[1]]), ("overexpress", [genes[1]])):
         table, wanted = after.obsm[f"{kind}_mlm"], [{"A": 5}.get(name, 7) for name in columns_]
         assert list(table.columns) == columns_ and table.index.equals(after.obs_names)
-        shifts = in_silico.shifts(params, model, -2, tokens, 2, wanted, kind)
+        shifts = in_silico.shifts(params, model, -2, Cells(tokens), 2, wanted, kind)
         np.testing.assert_allclose(table.to_numpy()[at], shifts, atol=1e-5)
     filled = after.uns["filled_mlm"]
     assert found.accuracy == pytest.approx((filled["gene"] == filled["filled"]).mean())
@@ -404,10 +405,10 @@ def test_embedding_is_the_mean_of_real_positions_whatever_the_padding(done):
     tokens[0, :5] = [9, 4, 30, 2, 77]
     encoder = RankEncoder(settings.model, 302)
     states = encoder.apply({"params": params}, tokens[:, :5], method="encode")
-    found = embed.embed_tokens(params, settings.model, -2, [tokens], 2)
+    found = embed.embed_cells(params, settings.model, -2, [Cells(tokens)], 2)
     np.testing.assert_allclose(found, jax.numpy.mean(states[-2], 1), rtol=1e-4, atol=1e-5)
     # Under a vocabulary of ten special tokens the cell reads as <cls> 9, <eos> 4 and 2, two genes.
-    found = embed.embed_tokens(params, settings.model, -2, [tokens], 10)
+    found = embed.embed_cells(params, settings.model, -2, [Cells(tokens)], 10)
     genes = states[-2][:, np.array([2, 4])]
     np.testing.assert_allclose(found, jax.numpy.mean(genes, 1), rtol=1e-4, atol=1e-5)
 

@@ -6,6 +6,7 @@ import pandas as pd
 AXES = {
     "encoder": "encoder {}",
     "duration": "{}",
+    "encoding": "input {}",
     "masking": "{} masks",
     "masking_rate": "masking {:g}",
     "similarity_weight": "weight {:g}",

@@ -55,6 +55,7 @@ class CorpusSettings:
     cells_per_shard: int
     workers: int
     scheduler: str
+    expression: bool = False
 
     def __post_init__(self):
         if self.medians not in ("sketch", "exact"):
@@ -167,6 +168,11 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
             f"{source.path} has ready tokens, which mean nothing without the vocabulary that they "
             "are of; name it by data.vocabulary"
         )
+    if settings.expression and (ready := [s.path for s in sources if s.tokenised]):
+        raise ValueError(
+            f"{ready[0]} has ready tokens, which have no counts: neither data.expression nor any "
+            "model.encoding but ranks can be had of it; give the cells' counts, or ranks alone"
+        )
     ids = columns.gene_ids(sources, settings.gene_names, given)
     named = {name: getattr(settings, name) for name in annotations.COLUMNS}
     rows = [annotations.kept(source, settings.keep) for source in sources]
@@ -186,7 +192,8 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
     by = {"workers": settings.workers, "scheduler": settings.scheduler}
 
     def work(scan: bool, sketch_of, genes: Vocabulary | None) -> dict[str, Work]:
-        return {s.name: Work(s, folder, ids[s.name], scan, sketch_of, genes) for s in sources}
+        of = scan, sketch_of, genes, settings.expression
+        return {s.name: Work(s, folder, ids[s.name], *of) for s in sources}
 
     left = [p for p in of if not p.scanned(folder).exists()]
     workers.run(pieces.read, left, work(True, union, given), "reading cells", **by)
@@ -235,10 +242,12 @@ def _build(settings, files, pool_files, stamp, folder: pathlib.Path) -> None:
         "keep_without_file": sorted(set(settings.keep) - {s.name for s in sources}),
         "shards": [
             {"name": p.shard, "cells": int((lengths > 0).sum()), "tokens": int(lengths.sum())}
+            | ({"expression": p.expression} if settings.expression else {})
             for p, (lengths, _) in zip(of, ranked, strict=True)
         ],
         "checksums": {name: shards.file_checksum(folder / name) for name in names}
-        | {p.shard: str(checksum) for p, (_, checksum) in zip(of, ranked, strict=True)},
+        | {p.shard: str(checksum) for p, (_, checksum) in zip(of, ranked, strict=True)}
+        | (_of_expression(of, folder) if settings.expression else {}),
     }
     (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=1))
     for piece in of:
@@ -262,6 +271,11 @@ def _pieces(sources, obs, pool: np.ndarray, size: int) -> list[Piece]:
 def _numbers(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
     with np.load(path) as arrays:
         return tuple(arrays[name] for name in names)
+
+
+def _of_expression(of: list[Piece], folder: pathlib.Path) -> dict[str, str]:
+    """Checksums of the files of expression."""
+    return {p.expression: str(*_numbers(p.ranked(folder), "checksum_of_expression")) for p in of}
 
 
 def _sum(source, name: str, of: list[Piece], folder: pathlib.Path) -> np.ndarray:

@@ -33,7 +33,8 @@ def verify(folder: pathlib.Path) -> list[str]:
             faults.append(f"{path} has {size} bytes, {wanted} were written")
         elif file_checksum(path) != checksum:
             faults.append(f"{path} is not the file that was built: its SHA-256 differs")
-    stray = {p.name for p in folder.glob("tokens-*")} - set(expected)
+    files = [*folder.glob("tokens-*"), *folder.glob("expression-*")]
+    stray = {path.name for path in files} - set(expected)
     faults += [f"{folder / name} is of another build" for name in sorted(stray)]
     return faults or _contents(Corpus.open(folder))
 

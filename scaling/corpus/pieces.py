@@ -51,6 +51,11 @@ class Piece:
         """Name of the token shard."""
         return f"tokens-{self.number:05d}.uint16"
 
+    @property
+    def expression(self) -> str:
+        """Name of the file with the expression of the shard's genes."""
+        return f"expression-{self.number:05d}.float32"
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -63,6 +68,7 @@ class Work:
       scan: whether totals and fingerprints are wanted.
       sketch_of: genes whose medians are sketched, or None.
       vocabulary: to rank by, or None.
+      expression: whether that of the ranked genes is wanted beside them.
     """
 
     source: readers.Source
@@ -71,6 +77,7 @@ class Work:
     scan: bool
     sketch_of: tuple[str, ...] | None
     vocabulary: Vocabulary | None
+    expression: bool
 
     @functools.cached_property
     def of_file(self) -> tuple[np.ndarray | None, np.ndarray]:
@@ -96,7 +103,7 @@ class Work:
 
 def read(piece: Piece, work: Work) -> None:
     """Reads a piece once and writes what is wanted of it."""
-    shard = None if work.vocabulary is None else _Shard(work.folder / piece.shard)
+    shard = None if work.vocabulary is None else _Shard(piece, work)
     try:
         found = (_read_tokens if work.source.tokenised else _read_counts)(piece, work, shard)
         if work.scan:
@@ -126,7 +133,7 @@ def _read_counts(piece: Piece, work: Work, shard: "_Shard | None") -> dict[str, 
         if shard is not None:
             genes = work.vocabulary
             mapped = select(counts, work.in_vocabulary, len(genes.genes))
-            shard.write(*ranks.rank_tokens(mapped, total, genes.medians, len(genes.special)))
+            shard.write(*ranked(mapped, total, genes, work.expression))
         done += len(rows)
     found = {"totals": np.concatenate(totals), "columns": of_columns}
     if work.scan:
@@ -145,29 +152,67 @@ def _read_tokens(piece: Piece, work: Work, shard: "_Shard") -> dict[str, np.ndar
             wrong += int((stated.to_numpy()[rows] != lengths).sum())
         tokens, lengths = ready_tokens.genes_alone(path, rows, stored, lengths, genes)
         prints.append(ready_tokens.fingerprints(tokens, lengths, genes))
-        shard.write(tokens, lengths)
+        shard.write(tokens, lengths, None)
     prints = np.concatenate(prints)
     return {"totals": np.full(len(prints), np.nan), "fingerprints": prints, "wrong_lengths": wrong}
 
 
+def ranked(
+    counts_NxG: sp.csr_matrix, totals_N: np.ndarray, genes: Vocabulary, expression: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Tokens, lengths and, where it is wanted, expression of cells."""
+    special = len(genes.special)
+    tokens, lengths = ranks.rank_tokens(counts_NxG, totals_N, genes.medians, special)
+    beside = ranks.expression(counts_NxG, totals_N, tokens, special) if expression else None
+    return tokens, lengths, beside
+
+
 class _Shard:
-    """Tokens on their way to a shard, which is there when it is whole."""
+    """Tokens and expression on their way to the files of a piece."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path, self._partial = path, _unfinished(path)
-        self._file, self._digest, self._lengths = open(self._partial, "wb"), hashlib.sha256(), []
+    def __init__(self, piece: Piece, work: Work):
+        self._tokens, self._lengths = _File(work.folder / piece.shard, "<u2"), []
+        self._expression = None
+        if work.expression:
+            self._expression = _File(work.folder / piece.expression, "<f4")
 
-    def write(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        content = tokens.astype("<u2", copy=False).tobytes()
-        self._file.write(content)
-        self._digest.update(content)
+    def write(
+        self, tokens: np.ndarray, lengths: np.ndarray, expression: np.ndarray | None
+    ) -> None:
+        self._tokens.write(tokens)
         self._lengths.append(lengths)
+        if self._expression is not None:
+            self._expression.write(expression)
 
     def whole(self) -> dict[str, np.ndarray]:
-        """Puts the shard in its place and says what is known of it."""
+        """Puts the files in their places and says what is known of them."""
+        known = {"lengths": np.concatenate(self._lengths), "checksum": self._tokens.whole()}
+        if self._expression is not None:
+            known["checksum_of_expression"] = self._expression.whole()
+        return known
+
+    def close(self) -> None:
+        for file in filter(None, (self._tokens, self._expression)):
+            file.close()
+
+
+class _File:
+    """An array on its way to a file, which is there when it is whole."""
+
+    def __init__(self, path: pathlib.Path, dtype: str):
+        self._path, self._partial, self._dtype = path, _unfinished(path), dtype
+        self._file, self._digest = open(self._partial, "wb"), hashlib.sha256()
+
+    def write(self, array: np.ndarray) -> None:
+        content = array.astype(self._dtype, copy=False).tobytes()
+        self._file.write(content)
+        self._digest.update(content)
+
+    def whole(self) -> str:
+        """Puts the file in its place; its SHA-256, hex."""
         self._file.close()
         os.replace(self._partial, self._path)
-        return {"lengths": np.concatenate(self._lengths), "checksum": self._digest.hexdigest()}
+        return self._digest.hexdigest()
 
     def close(self) -> None:
         self._file.close()
@@ -175,28 +220,30 @@ class _Shard:
 
 
 def encode(
-    source: readers.Source, ids: np.ndarray, genes: Vocabulary
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    source: readers.Source, ids: np.ndarray, genes: Vocabulary, expression: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
     """Rank tokens of a file's cells, chunk by chunk.
 
     Args:
       source: the file.
       ids: gene ids of its columns, None where a column has none; without meaning for ready tokens.
       genes: the vocabulary.
+      expression: whether it is wanted too.
 
     Yields:
-      rows [n], tokens uint16 (cells one after another), lengths [n].
+      rows [n], tokens uint16 (cells one after another), lengths [n], and the genes' expression,
+      see `ranks.expression`; None of ready tokens, and where it is not wanted.
     """
     if source.tokenised:
         path, every = source.path, np.arange(len(source.obs))
         for rows, stored, lengths in tokenised.chunks(path, every, readers.CHUNK_CELLS):
-            yield rows, *ready_tokens.genes_alone(path, rows, stored, lengths, genes)
+            yield rows, *ready_tokens.genes_alone(path, rows, stored, lengths, genes), None
         return
     places = positions(ids, genes.genes)
     for rows, counts in readers.chunks(source):
         mapped = select(counts, places, len(genes.genes))
         totals = np.asarray(counts.sum(1)).ravel()
-        yield rows, *ranks.rank_tokens(mapped, totals, genes.medians, len(genes.special))
+        yield rows, *ranked(mapped, totals, genes, expression)
 
 
 def _save(path: pathlib.Path, arrays: dict) -> None:

@@ -45,6 +45,39 @@ def rank_tokens(
     return tokens, np.diff(counts_NxG.indptr).astype(np.int64)
 
 
+def expression(
+    counts_NxG: sp.csr_matrix,
+    totals_N: np.ndarray,
+    tokens: np.ndarray,
+    special: int = len(SPECIAL),
+) -> np.ndarray:
+    """log1p of counts per 10,000 of ranked genes.
+
+    Args:
+      counts_NxG, totals_N, special: see `rank_tokens`.
+      tokens: what it returned.
+
+    Returns:
+      float32, in the order of the tokens.
+    """
+    counts = np.empty(len(tokens))
+    data = counts_NxG.data.astype(np.float64, copy=False)
+    _by_token(counts_NxG.indptr, counts_NxG.indices, data, tokens, special, counts)
+    shares = counts / np.repeat(np.asarray(totals_N, np.float64), np.diff(counts_NxG.indptr))
+    return np.log1p(shares * TARGET_SUM).astype(np.float32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _by_token(indptr, indices, data, tokens, first, counts):
+    """Counts of each cell, which stand by its columns, in the order of its tokens."""
+    of_gene = np.zeros(1 << 16)
+    for cell in range(len(indptr) - 1):
+        for k in range(indptr[cell], indptr[cell + 1]):
+            of_gene[indices[k]] = data[k]
+        for k in range(indptr[cell], indptr[cell + 1]):
+            counts[k] = of_gene[np.int64(tokens[k]) - first]
+
+
 @numba.njit(cache=True, nogil=True)
 def _rank(indptr, indices, data, totals, medians, first, tokens, crowded):
     """Sorts each cell by the leading bits of its scores, then by insertion, which ends exactly.

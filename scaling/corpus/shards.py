@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scaling.corpus import readers
+from scaling.corpus import encodings, readers
 from scaling.corpus.vocabulary import Vocabulary, summing_columns
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
@@ -66,18 +66,28 @@ class Corpus:
     @functools.cached_property
     def _shards(self) -> list[np.ndarray]:
         """Tokens of each shard, one cell after another, read where they are used."""
-        found = []
-        for shard in self.manifest["shards"]:
-            path = self.folder / shard["name"]
-            size = path.stat().st_size if path.exists() else None
-            if size != 2 * shard["tokens"]:
-                raise ValueError(
-                    f"{path} has {size} bytes, {2 * shard['tokens']} were written; copy the "
-                    "corpus again, or build it again"
-                )
-            empty = np.empty(0, "<u2")
-            found.append(np.memmap(path, "<u2", "r").view(np.ndarray) if size else empty)
-        return found
+        return [self._mapped(shard["name"], "<u2", shard) for shard in self.manifest["shards"]]
+
+    @functools.cached_property
+    def _expression(self) -> list[np.ndarray]:
+        """Expression of each shard, likewise."""
+        shards = self.manifest["shards"]
+        if not all("expression" in shard for shard in shards):
+            raise ValueError(
+                f"{self.folder} has no expression beside its tokens, which every model.encoding "
+                "but ranks reads; build it with data.expression=True, from cells with counts"
+            )
+        return [self._mapped(shard["expression"], "<f4", shard) for shard in shards]
+
+    def _mapped(self, name: str, dtype: str, shard: dict) -> np.ndarray:
+        path, wanted = self.folder / name, np.dtype(dtype).itemsize * shard["tokens"]
+        size = path.stat().st_size if path.exists() else None
+        if size != wanted:
+            raise ValueError(
+                f"{path} has {size} bytes, {wanted} were written; copy the corpus again, or "
+                "build it again"
+            )
+        return np.memmap(path, dtype, "r").view(np.ndarray) if size else np.empty(0, dtype)
 
     @functools.cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,16 +106,25 @@ class Corpus:
 
     def cells(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rank tokens of cells, uint16 [tokens] each, read where they are used."""
+        return self._of_cells(self._shards, rows)
+
+    def _of_cells(self, shards: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
         shard, start, end = self._places
-        return [self._shards[shard[row]][start[row] : end[row]] for row in rows]
+        return [shards[shard[row]][start[row] : end[row]] for row in rows]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens that a model reads of cells, int64: the genes and what stands around them."""
         return self.obs["length"].to_numpy()[rows] + len(self.vocabulary.around)
 
     def tokens(self, rows: np.ndarray, length: int) -> np.ndarray:
-        """What a model reads of cells, cut to the length and padded: int32 [len(rows), length]."""
-        return pad(self.cells(rows), length, self.vocabulary.around)
+        """Rank tokens of cells, cut to the length and padded: int32 [len(rows), length]."""
+        return encodings.pad(self.cells(rows), length, self.vocabulary.around)
+
+    def inputs(self, rows: np.ndarray, length: int, encoding: str = "ranks") -> encodings.Cells:
+        """What a model of an input encoding reads of cells, see `encodings.arrange`."""
+        read = None if encoding == "ranks" else self._of_cells(self._expression, rows)
+        of_cells = self.cells(rows), read, length, self.vocabulary.around
+        return encodings.arrange(encoding, *of_cells)
 
     def has_counts(self, rows: np.ndarray) -> bool:
         """Whether the cells' files have counts; those of ready tokens have not."""
@@ -145,27 +164,6 @@ class Corpus:
             positions.append(at)
         counts = sp.vstack(blocks, format="csr", dtype=np.float32)
         return counts[np.argsort(np.concatenate(positions))]
-
-
-def pad(cells: list[np.ndarray], length: int, around: tuple[int, ...] = ()) -> np.ndarray:
-    """Cells of one length.
-
-    Args:
-      cells: gene tokens, uint16 [tokens] each.
-      length: to which they are cut and padded, `around` included.
-      around: tokens before and after the genes of each cell, or none.
-
-    Returns:
-      int32 [cells, length].
-    """
-    tokens = np.zeros((len(cells), length), np.int32)
-    first, most = len(around[:1]), length - len(around)
-    for row, cell in zip(tokens, cells, strict=True):
-        end = first + min(len(cell), most)
-        row[first:end] = cell[:most]
-        if around:
-            row[0], row[end] = around
-    return tokens
 
 
 def _table(path: pathlib.Path) -> pd.DataFrame:

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from scaling.corpus import subsets
-from scaling.corpus.shards import Corpus, pad
+from scaling.corpus.encodings import pad
+from scaling.corpus.shards import Corpus
 from scaling.corpus.vocabulary import Vocabulary
 
 RANKS = 2_048  # best ranks of a cell that count

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from scaling.corpus import alone, subsets
 from scaling.corpus import bench as measures
+from scaling.corpus.encodings import Cells
 from scaling.corpus.shards import Corpus
 from scaling.corpus.tokens import PAD
 
@@ -96,11 +97,11 @@ def our_seconds(model: dict, vocabulary: int, special: int, path: str) -> float:
     from scaling.pretrain import step
     from scaling.pretrain.model import ModelSettings
 
-    settings, tokens = ModelSettings(**model), np.load(path)
+    settings, cells = ModelSettings(**model), Cells(np.load(path))
     params = step.initial_params(0, settings, vocabulary)
 
     def run():
-        return embed.embed_tokens(params, settings, LAYER, [tokens], special)
+        return embed.embed_cells(params, settings, LAYER, [cells], special)
 
     run()
     return _seconds(run)
@@ -123,7 +124,7 @@ def bert_seconds(model: dict, vocabulary: int, special: int, path: str) -> float
 
 
 def bert_embeddings(bert, tokens_NxL: np.ndarray, special: int) -> np.ndarray:
-    """What `embed.embed_tokens` gives, by a `transformers.BertModel` that does not train."""
+    """What `embed.embed_cells` gives, by a `transformers.BertModel` that does not train."""
     import torch
 
     length_N = (tokens_NxL != PAD).sum(1)

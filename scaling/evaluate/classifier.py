@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from scaling.corpus.encodings import Cells
 from scaling.corpus.shards import Corpus
-from scaling.corpus.tokens import PAD
 from scaling.evaluate import tuning
 from scaling.pretrain import sharding
 from scaling.pretrain.model import Dropout, ModelSettings, RankEncoder
@@ -50,9 +50,10 @@ class Classifier(nn.Module):
         self.drop = Dropout(self.dropout)
         self.logits = nn.Dense(self.classes, kernel_init=normal)
 
-    def __call__(self, tokens_BxL: jax.Array, place_B: jax.Array | None = None) -> jax.Array:
+    def __call__(self, cells: Cells, place_B: jax.Array | None = None) -> jax.Array:
         """Logits float32 [B, classes], or [B, L, classes]; `RankEncoder` tells of the place."""
-        states_BxLxD = self.encoder.encode(tokens_BxL, place_B)[-1]
+        tokens_BxL = cells.tokens_BxL
+        states_BxLxD = self.encoder.encode(tokens_BxL, place_B, cells.values_BxL)[-1]
         if self.pooling == "none":
             return self.logits(self.drop(states_BxLxD, place_B))
         if self.pooling == "first":
@@ -78,13 +79,14 @@ class Labelled:
     rows: np.ndarray
     classes: np.ndarray
 
-    def batch(self, chosen: np.ndarray, length: int, size: int, of_tokens: bool):
-        """Tokens int32 [size, length] and their labels [size] or [size, length], padded."""
-        tokens = self.corpus.tokens(self.rows[chosen], length)
-        labels = self.classes[tokens if of_tokens else chosen].astype(np.int32)
-        more = [(0, size - len(chosen))]
-        tokens = np.pad(tokens, [*more, (0, 0)], constant_values=PAD)
-        return tokens, np.pad(labels, more + [(0, 0)] * of_tokens, constant_values=-1)
+    def batch(
+        self, chosen: np.ndarray, length: int, size: int, encoding: str, of_tokens: bool
+    ) -> tuple[Cells, np.ndarray]:
+        """So many cells, the last empty, and their labels [size] or [size, length], padded."""
+        cells = self.corpus.inputs(self.rows[chosen], length, encoding)
+        labels = self.classes[cells.tokens_BxL if of_tokens else chosen].astype(np.int32)
+        more = [(0, size - len(chosen))] + [(0, 0)] * of_tokens
+        return _filled_up(cells, size), np.pad(labels, more, constant_values=-1)
 
 
 def train(
@@ -132,7 +134,8 @@ def train(
         program = settings.program()
         for step in tqdm(range(steps), desc="fine-tuning", unit="steps"):
             chosen, _ = plan.at(step)
-            batch = cells.batch(chosen, padded[buckets[chosen].max()], size, of_tokens)
+            length, encoding = padded[buckets[chosen].max()], module.model.encoding
+            batch = cells.batch(chosen, length, size, encoding, of_tokens)
             batch = sharding.shard_batch(batch, mesh)
             draw = np.uint32(settings.seed), np.uint32(step)
             moving, moments, loss = _step(
@@ -164,13 +167,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("module", "settings", "steps"))
 def _step(moving, moments, still, batch, draw, module: Classifier, settings, steps: int):
-    tokens_BxL, labels = batch
+    cells, labels = batch
     rngs = {"dropout": jax.random.fold_in(jax.random.key(draw[0]), draw[1])}
 
     def loss(moving):
         params = unflatten_dict({**still, **moving})
-        places_B = jnp.arange(len(tokens_BxL), dtype=jnp.int32)
-        logits = module.apply({"params": params}, tokens_BxL, places_B, rngs=rngs)
+        places_B = jnp.arange(len(cells.tokens_BxL), dtype=jnp.int32)
+        logits = module.apply({"params": params}, cells, places_B, rngs=rngs)
         return cross_entropy(logits, labels)
 
     value, grads = jax.value_and_grad(loss)(moving)
@@ -180,14 +183,20 @@ def _step(moving, moments, still, batch, draw, module: Classifier, settings, ste
 
 @functools.partial(jax.jit, static_argnames="module")
 def _initial(seed, module: Classifier) -> dict:
-    return module.init(jax.random.key(seed), jnp.zeros((1, module.model.length), jnp.int32))[
-        "params"
-    ]
+    tokens = jnp.zeros((1, module.model.length), jnp.int32)
+    values = None if module.model.encoding == "ranks" else jnp.zeros(tokens.shape)
+    return module.init(jax.random.key(seed), Cells(tokens, values))["params"]
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _logits(params: dict, tokens_BxL: jax.Array, module: Classifier) -> jax.Array:
-    return module.apply({"params": params}, tokens_BxL)
+def _logits(params: dict, cells: Cells, module: Classifier) -> jax.Array:
+    return module.apply({"params": params}, cells)
+
+
+def _filled_up(cells: Cells, size: int) -> Cells:
+    """With empty cells."""
+    more = [(0, size - len(cells.tokens_BxL)), (0, 0)]
+    return jax.tree.map(lambda of: np.pad(of, more), cells)
 
 
 def logits(
@@ -215,10 +224,10 @@ def logits(
         for start in range(0, len(rows), CELLS_AT_ONCE):
             places = order[start : start + CELLS_AT_ONCE]
             length = int(padded[np.searchsorted(padded, lengths[places].max())])
-            tokens = corpus.tokens(rows[places], length)
-            full = np.pad(tokens, [(0, size - len(places)), (0, 0)], constant_values=PAD)
-            found = _logits(params, sharding.shard_batch(full, mesh), module)
-            yield places, tokens, np.asarray(found)[: len(places)]
+            cells = corpus.inputs(rows[places], length, module.model.encoding)
+            full = sharding.shard_batch(_filled_up(cells, size), mesh)
+            found = _logits(params, full, module)
+            yield places, cells.tokens_BxL, np.asarray(found)[: len(places)]
             bar.update(len(places))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels.cab import cab_loss
+from scaling.corpus.encodings import Cells
 from scaling.corpus.tokens import MASK
 from scaling.evaluate import embed
 from scaling.pretrain.model import ModelSettings, RankEncoder
@@ -21,7 +22,7 @@ SLOTS = 8  # masked positions are filled up to a multiple of so many: few progra
 def fill(
     params: dict,
     model: ModelSettings,
-    tokens_NxL: np.ndarray,
+    cells: Cells,
     special: int,
     *,
     read: Reading = "Q",
@@ -39,7 +40,7 @@ def fill(
     Args:
       params: of a RankEncoder.
       model: its settings.
-      tokens_NxL: int32 rank tokens, padded, with `<mask>` where a gene is wanted.
+      cells: N cells of length L in the model's encoding, `<mask>` where a gene is wanted.
       special: tokens that are no genes; the first gene's token follows them.
       read: "P" or "Q".
       order: "at_once", or "one_by_one", whose time grows with the masked positions of a cell.
@@ -54,23 +55,24 @@ def fill(
         raise ValueError(
             f"read is {read!r} and order {order!r}; give 'P' or 'Q', 'at_once' or 'one_by_one'"
         )
-    filled_NxL, parts = tokens_NxL.copy(), []
+    tokens_NxL, parts = cells.tokens_BxL, []
+    filled_NxL = tokens_NxL.copy()
     with embed.everywhere(params) as (params, mesh):
         bias_V = jnp.where(jnp.arange(len(params["bias"])) < special, -jnp.inf, params["bias"])
-        for rows, batch_BxL in embed.by_length(tokens_NxL, mesh):
+        for rows, batch in embed.by_length(cells, mesh):
             most = int((tokens_NxL[rows] == MASK).sum(1).max())
             if most:
-                slots = min(batch_BxL.shape[1], -(-most // SLOTS) * SLOTS)
+                slots = min(batch.tokens_BxL.shape[1], -(-most // SLOTS) * SLOTS)
                 fixed = {"model": model, "slots": slots, "read": read, "order": order}
-                parts.append((rows, _fill(params | {"bias": bias_V}, batch_BxL, **fixed)))
+                parts.append((rows, _fill(params | {"bias": bias_V}, batch, **fixed)))
         for rows, of_rows_BxL in jax.device_get(parts):
             filled_NxL[rows, : of_rows_BxL.shape[1]] = of_rows_BxL[: len(rows)]
     return filled_NxL
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "read", "order"))
-def _fill(params: dict, tokens_BxL: jax.Array, model, slots: int, read: Reading, order: Order):
-    encoder = RankEncoder(model, len(params["bias"]))
+def _fill(params: dict, cells: Cells, model, slots: int, read: Reading, order: Order):
+    tokens_BxL, encoder = cells.tokens_BxL, RankEncoder(model, len(params["bias"]))
     length = tokens_BxL.shape[1]
     # Positions of the masks in rank order; beyond the last where a cell has fewer.
     masked_BxL = jnp.where(tokens_BxL == MASK, jnp.arange(length), length)
@@ -79,8 +81,9 @@ def _fill(params: dict, tokens_BxL: jax.Array, model, slots: int, read: Reading,
     def predicted(tokens_BxL, slots_BxM):
         wanted_BxM = slots_BxM < length
         known_BxV = jax.vmap(_standing, (0, None))(tokens_BxL, encoder.vocabulary)
+        places_BxM = jnp.where(wanted_BxM, slots_BxM, 0)
         hidden_BxMxD = encoder.apply(
-            {"params": params}, tokens_BxL, jnp.where(wanted_BxM, slots_BxM, 0)
+            {"params": params}, tokens_BxL, places_BxM, None, cells.values_BxL
         )
         labels_BxM = jnp.where(wanted_BxM, MASK, -1)  # any: the loss is not read
         arrays = hidden_BxMxD, params["embedding"], params["bias"], labels_BxM, known_BxV

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling.corpus import readers
+from scaling.corpus.encodings import Cells
 from scaling.corpus.shards import Corpus
 from scaling.corpus.tokens import PAD, SPECIAL
 from scaling.evaluate.held_out import POOLS
@@ -20,8 +21,8 @@ LENGTHS = (*range(64, 512, 64), *range(512, 4_096, 128))  # that cells are padde
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "special", "pool"))
-def _embed(params: dict, tokens_BxL: jax.Array, model, layer: int, special: int, pool: str):
-    states_BxLxD = _states(params, tokens_BxL, model, layer)
+def _embed(params: dict, cells: Cells, model, layer: int, special: int, pool: str):
+    tokens_BxL, states_BxLxD = cells.tokens_BxL, _states(params, cells, model, layer)
     if pool == "cls":
         return states_BxLxD[:, 0]
     gene_BxL = tokens_BxL >= special
@@ -30,25 +31,26 @@ def _embed(params: dict, tokens_BxL: jax.Array, model, layer: int, special: int,
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer"))
-def _embed_genes(params: dict, tokens_BxL: jax.Array, model, layer: int):
+def _embed_genes(params: dict, cells: Cells, model, layer: int):
     """Sums of states by token, [V, D], and in how many positions it stands, [V]."""
-    states_BxLxD = _states(params, tokens_BxL, model, layer)
+    tokens_BxL, states_BxLxD = cells.tokens_BxL, _states(params, cells, model, layer)
     vocabulary = len(params["bias"])
     states_PxD = states_BxLxD.reshape(-1, states_BxLxD.shape[-1])
     sums_VxD = jax.ops.segment_sum(states_PxD, tokens_BxL.reshape(-1), vocabulary)
     return sums_VxD, jnp.bincount(tokens_BxL.reshape(-1), length=vocabulary)
 
 
-def _states(params: dict, tokens_BxL: jax.Array, model, layer: int) -> jax.Array:
-    encoder = RankEncoder(model, len(params["bias"]))
-    return encoder.apply({"params": params}, tokens_BxL, method="encode")[layer].astype(jnp.float32)
+def _states(params: dict, cells: Cells, model, layer: int) -> jax.Array:
+    encoder, read = RankEncoder(model, len(params["bias"])), (cells.tokens_BxL, None)
+    states = encoder.apply({"params": params}, *read, cells.values_BxL, method="encode")
+    return states[layer].astype(jnp.float32)
 
 
-def embed_tokens(
+def embed_cells(
     params: dict,
     model: ModelSettings,
     layer: int,
-    blocks: Iterable[np.ndarray],
+    blocks: Iterable[Cells],
     special: int,
     pool: str = "genes",
 ) -> np.ndarray:
@@ -60,7 +62,7 @@ def embed_tokens(
       params: of a RankEncoder.
       model: its settings.
       layer: -1 the last of N layers, -2 the one before it, ...; 0 the embedding.
-      blocks: int32 rank tokens, [n, L] each.
+      blocks: n cells of length L each, in the model's encoding.
       special: tokens that are no genes; the first gene's token follows them.
       pool: "genes", the mean of the layer's states over the genes' positions (Geneformer); "cls",
         the state of the first position, where the tokens begin with `<cls>`.
@@ -80,11 +82,10 @@ def embed_tokens(
     fixed = {"model": model, "layer": layer, "special": special, "pool": pool}
     with everywhere(params) as (params, mesh):
         embedded = []
-        for tokens_NxL in blocks:
-            found_NxD = np.empty((len(tokens_NxL), model.width), np.float32)
+        for cells in blocks:
+            found_NxD = np.empty((len(cells.tokens_BxL), model.width), np.float32)
             parts = [
-                (rows, _embed(params, batch, **fixed))
-                for rows, batch in by_length(tokens_NxL, mesh)
+                (rows, _embed(params, batch, **fixed)) for rows, batch in by_length(cells, mesh)
             ]
             for rows, of_rows in jax.device_get(parts):
                 found_NxD[rows] = of_rows[: len(rows)]
@@ -93,12 +94,12 @@ def embed_tokens(
 
 
 def embed_genes(
-    params: dict, model: ModelSettings, layer: int, blocks: Iterable[np.ndarray]
+    params: dict, model: ModelSettings, layer: int, blocks: Iterable[Cells]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeds genes: the mean of a layer's states where the gene stands, over cells (Geneformer).
 
     Args:
-      params, model, layer, blocks: see `embed_tokens`. Beside these contextual embeddings there is
+      params, model, layer, blocks: see `embed_cells`. Beside these contextual embeddings there is
         the input table, `params["embedding"]`.
 
     Returns:
@@ -108,8 +109,8 @@ def embed_genes(
     with everywhere(params) as (params, mesh):
         sums_VxD = np.zeros((len(params["bias"]), model.width))
         cells_V = np.zeros(len(sums_VxD), np.int64)
-        for tokens_NxL in blocks:
-            for _, batch in by_length(tokens_NxL, mesh):
+        for cells in blocks:
+            for _, batch in by_length(cells, mesh):
                 of_batch_VxD, in_batch_V = _embed_genes(params, batch, model, layer)
                 sums_VxD += np.asarray(of_batch_VxD)
                 cells_V += np.asarray(in_batch_V, np.int64)
@@ -137,12 +138,12 @@ def everywhere(params: dict) -> Iterator[tuple[dict, Mesh]]:
         yield jax.device_put(params, NamedSharding(mesh, PartitionSpec())), mesh
 
 
-def by_length(tokens_NxL: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, jax.Array]]:
+def by_length(cells: Cells, mesh: Mesh) -> Iterator[tuple[np.ndarray, Cells]]:
     """Rows and batches of cells of about one length, filled with empty cells.
 
     A cell's own length decides what it is padded to, and that decides how many are in a batch.
     """
-    length_N, longest = (tokens_NxL != PAD).sum(1), tokens_NxL.shape[1]
+    length_N, longest = (cells.tokens_BxL != PAD).sum(1), cells.tokens_BxL.shape[1]
     padded = np.array([length for length in LENGTHS if length < longest] + [longest])
     padded_N = padded[np.searchsorted(padded, length_N)]
     for length in np.unique(padded_N):
@@ -150,8 +151,8 @@ def by_length(tokens_NxL: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, 
         size = mesh.size * max(1, tokens_of_batch() // length)
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
-            batch = np.full((size, length), PAD, np.int32)
-            batch[: len(some)] = tokens_NxL[some, :length]
+            empty = [(0, size - len(some)), (0, 0)]
+            batch = jax.tree.map(lambda of: np.pad(of[some, :length], empty), cells)  # noqa: B023
             yield some, sharding.shard_batch(batch, mesh)
 
 
@@ -165,5 +166,6 @@ def embed_corpus(
 ) -> np.ndarray:
     """Embeddings of a corpus's cells, float32 [len(rows), D]."""
     starts = range(0, len(rows), readers.CHUNK_CELLS)
-    blocks = (corpus.tokens(rows[s : s + readers.CHUNK_CELLS], model.length) for s in starts)
-    return embed_tokens(params, model, layer, blocks, len(corpus.vocabulary.special), pool)
+    read = model.length, model.encoding
+    blocks = (corpus.inputs(rows[s : s + readers.CHUNK_CELLS], *read) for s in starts)
+    return embed_cells(params, model, layer, blocks, len(corpus.vocabulary.special), pool)

@@ -13,10 +13,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from scaling.corpus import coverage, pieces, readers
-from scaling.corpus.shards import pad
+from scaling.corpus.encodings import Cells, arrange, by_cell
 from scaling.corpus.vocabulary import Vocabulary, read_gene_names
 from scaling.evaluate import decode, in_silico
-from scaling.evaluate.embed import embed_tokens
+from scaling.evaluate.embed import embed_cells
 from scaling.pretrain import masking
 from scaling.pretrain.model import ModelSettings
 
@@ -82,7 +82,8 @@ def embed_file(
 ) -> Embedded:
     """Writes a copy of an `.h5ad` with the embeddings in `.obsm["X_<name>"]`.
 
-    What was filled in is a table in `.uns["filled_<name>"]`: cell, rank, its gene, the one put in.
+    What was filled in is a table in `.uns["filled_<name>"]`: cell, rank (place, in the encoding
+    "counts"), its gene, the one put in.
     Shifts are tables in `.obsm["delete_<name>"]` and `.obsm["overexpress_<name>"]`, a column per
     gene.
 
@@ -90,18 +91,18 @@ def embed_file(
     without a gene of the vocabulary get NaN. The input stays as it is.
 
     Args:
-      params, model, layer: see `embed_tokens`.
+      params, model, layer: see `embed_cells`.
       vocabulary: that the model was trained with.
       source: the file, opened.
       ids: gene ids of its columns.
       out: the copy; must not exist.
       name: of the embedding.
-      pool: see `embed_tokens`.
+      pool: see `embed_cells`.
       also: what else is asked.
 
     Raises:
-      ValueError: the copy exists, the vocabulary covers too little of the file, or it lacks a gene
-        that is asked for.
+      ValueError: the copy exists, the vocabulary covers too little of the file, it lacks a gene
+        that is asked for, or the file has no counts and the model's encoding reads them.
     """
     if out.exists() or not out.parent.is_dir():
         state = "exists" if out.exists() else "lies in a folder that does not exist"
@@ -145,13 +146,14 @@ def _computed(params, model, layer, vocabulary, source, ids, pool, also):
         tables[kind] = np.full((len(cells), len(tokens)), np.nan, np.float32)
     filled = []
     with tqdm(total=len(cells), desc=f"embedding {source.name}", unit="cells") as bar:
-        for rows, tokens, lengths in pieces.encode(source, ids, vocabulary):
+        wanted = model.encoding != "ranks"
+        for rows, tokens, lengths, beside in pieces.encode(source, ids, vocabulary, wanted):
             real = np.flatnonzero(lengths)
             if len(real):
-                of_cells = np.split(tokens, np.cumsum(lengths)[:-1])
-                block = pad([of_cells[n] for n in real], model.length, vocabulary.around)
+                of_cells = by_cell(tokens, lengths), by_cell(beside, lengths)
+                block = arrange(model.encoding, *of_cells, model.length, vocabulary.around).at(real)
                 asked = params, model, layer
-                tables["X"][rows[real]] = embed_tokens(*asked, [block], special, pool)
+                tables["X"][rows[real]] = embed_cells(*asked, [block], special, pool)
                 for kind, wanted in genes.items():
                     found = in_silico.shifts(*asked, block, special, wanted, kind, pool)
                     tables[kind][rows[real]] = found
@@ -183,15 +185,14 @@ def _write(source: readers.Source, out: pathlib.Path, found: dict[tuple[str, str
         partial.unlink(missing_ok=True)
 
 
-def _filled(params, model, vocabulary, tokens_NxL, rows_N, also: Also) -> pd.DataFrame:
+def _filled(params, model, vocabulary, block: Cells, rows_N, also: Also) -> pd.DataFrame:
     """Genes hidden by a draw of each cell's own, and those that the model puts there."""
-    special, size = len(vocabulary.special), len(tokens_NxL)
+    special, size = len(vocabulary.special), len(rows_N)
     masks = masking.MaskingSettings(also.fill, mask_share=1.0, random_share=0.0, draw_special=False)
     draw = masking.HELD_OUT_SEED, np.zeros(size, int), rows_N.astype(np.uint32)
-    cells = masking.mask_cells(tokens_NxL, *draw, len(vocabulary), masks, special)
-    put_NxL = decode.fill(
-        params, model, cells.inputs_BxL, special, read=also.read, order=also.order
-    )
+    cells = masking.mask_cells(block.tokens_BxL, *draw, len(vocabulary), masks, special)
+    hidden = block._replace(tokens_BxL=cells.inputs_BxL)
+    put_NxL = decode.fill(params, model, hidden, special, read=also.read, order=also.order)
     cell, slot = np.nonzero(cells.labels_BxM >= 0)
     place, names = cells.slots_BxM[cell, slot], np.array(vocabulary.special + vocabulary.genes)
     return pd.DataFrame({

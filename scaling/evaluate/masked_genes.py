@@ -36,7 +36,7 @@ def score_model(
       repeat cells, fall short of them.
     """
     step = functools.partial(_predict, params, model=model)
-    return _score(step, model.length, mask, corpus, rows)
+    return _score(step, model.length, mask, corpus, rows, model.encoding)
 
 
 def score_floors(
@@ -74,7 +74,8 @@ def token_frequency(corpus: Corpus, rows: np.ndarray, length: int) -> np.ndarray
 def _predict(params, cells: masking.MaskedCells, *, model):
     encoder = RankEncoder(model, len(params["bias"]))
     known_BxV = masking.known_genes(cells, encoder.vocabulary)
-    hidden_BxMxD = encoder.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
+    read = cells.inputs_BxL, cells.slots_BxM, None, cells.values_BxL
+    hidden_BxMxD = encoder.apply({"params": params}, *read)
     embedding_VxD, bias_V = params["embedding"], params["bias"]
 
     def plain(hidden_MxD, labels_M):
@@ -124,19 +125,23 @@ def _judged(cells: masking.MaskedCells, known_BxV: jax.Array, tops: dict, nats: 
     }
 
 
-def _score(step, length: int, mask, corpus: Corpus, rows: np.ndarray) -> list[dict]:
+def _score(
+    step, length: int, mask, corpus: Corpus, rows: np.ndarray, encoding: str = "ranks"
+) -> list[dict]:
     """Runs a step over all cells and adds up what it found; nothing is averaged before."""
     judged, genes = [], corpus.vocabulary
     draw = masking.HELD_OUT_SEED, np.zeros(BATCH, np.int32)
     obs = corpus.obs.iloc[rows]
     cell = cell_hashes(obs["cell_id"].to_numpy())
     for start in range(0, len(rows), BATCH):
-        tokens = corpus.tokens(rows[start : start + BATCH], length)
-        short = BATCH - len(tokens)  # filled with empty cells, which have no position to count
+        some = rows[start : start + BATCH]
+        short = BATCH - len(some)  # filled with empty cells, which have no position to count
         hashes = np.pad(cell[start : start + BATCH], (0, short))
-        tokens = np.pad(tokens, ((0, short), (0, 0)))
+        read = corpus.inputs(some, length, encoding)
+        tokens, values = jax.tree.map(lambda of: np.pad(of, ((0, short), (0, 0))), read)  # noqa: B023
         shares = len(genes), mask, len(genes.special)
-        judged.append(jax.device_get(step(masking.mask_cells(tokens, *draw, hashes, *shares))))
+        masked = masking.mask_cells(tokens, *draw, hashes, *shares)
+        judged.append(jax.device_get(step(masked._replace(values_BxL=values))))
     bootstrap = Bootstrap(len(rows), obs["donor"].to_numpy(str))
     return [
         score.row(positions=kind, read_from=reading)

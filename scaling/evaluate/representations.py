@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-from scaling.corpus import ranks
-from scaling.corpus.shards import Corpus, pad
+from scaling.corpus import pieces
+from scaling.corpus.encodings import arrange, by_cell
+from scaling.corpus.shards import Corpus
 from scaling.evaluate import baselines, embed, parameter_free
 from scaling.evaluate.held_out import EvaluateSettings, HeldOut
 from scaling.pretrain.model import ModelSettings
@@ -44,18 +45,17 @@ def of_model(
     special = len(vocabulary.special)
 
     def of_counts(counts_NxG: sparse.csr_matrix, totals_N: np.ndarray) -> np.ndarray:
-        arrays = counts_NxG, totals_N, vocabulary.medians, special
-        tokens, lengths_N = ranks.rank_tokens(*arrays)
-        cells = np.split(tokens, np.cumsum(lengths_N)[:-1])
-        found = embed.embed_tokens(
-            params, model, layer, [pad(cells, model.length, vocabulary.around)], special, pool
-        )
+        wanted = model.encoding != "ranks"
+        tokens, lengths_N, beside = pieces.ranked(counts_NxG, totals_N, vocabulary, wanted)
+        of_cells = by_cell(tokens, lengths_N), by_cell(beside, lengths_N)
+        cells = arrange(model.encoding, *of_cells, model.length, vocabulary.around)
+        found = embed.embed_cells(params, model, layer, [cells], special, pool)
         found[lengths_N == 0] = np.nan
         return found
 
     def genes(data: HeldOut) -> dict[str, np.ndarray]:
-        tokens = [corpus.tokens(data.rows, model.length)]
-        contextual = embed.embed_genes(params, model, layer, tokens)[0]
+        cells = [corpus.inputs(data.rows, model.length, model.encoding)]
+        contextual = embed.embed_genes(params, model, layer, cells)[0]
         table = np.asarray(params["embedding"], np.float32)
         return {"in cells": contextual[special:], "input table": table[special:]}
 

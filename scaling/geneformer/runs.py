@@ -74,9 +74,14 @@ def of_run(given: pathlib.Path, kind: str = "masked_lm") -> Weights:
       kind: "masked_lm", or "cab" for the published CAB checkpoints' layout.
 
     Raises:
-      ValueError: there is no run or no such checkpoint.
+      ValueError: there is no run or no such checkpoint, or it is another model than Geneformer.
     """
     params, model, vocabulary = encoder(given)
+    if model.encoding != "ranks" or model.latents:
+        raise ValueError(
+            f"{given} has model.encoding={model.encoding} and model.latents={model.latents}, for "
+            "which Geneformer's weights have no place; give a run with ranks and without latents"
+        )
     path = loop.run_and_step(given)[0] / UNREAD
     unread = safetensors.numpy.load_file(path) if path.exists() else {}
     params = jax.tree.map(np.asarray, params)

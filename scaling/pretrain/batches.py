@@ -22,6 +22,7 @@ class Batches(grain.sources.RandomAccessDataSource):
 
     Args:
       places: of the global batch, ascending, which this host reads; None reads all.
+      encoding: of the model's input.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Batches(grain.sources.RandomAccessDataSource):
         masks: masking.MaskingSettings,
         seed: int,
         places: np.ndarray | None = None,
+        encoding: str = "ranks",
     ):
         self._places = np.arange(plan.batch) if places is None else places
         self._masks, self._seed, self.genes = masks, seed, len(corpus.vocabulary)
         self._corpus, self._rows, self._plan = corpus, np.asarray(rows), plan
-        self._steps, self._padded = steps, padded
+        self._steps, self._padded, self._encoding = steps, padded, encoding
         whole = masks.strategy == "programs"
         self._programs = (
             selection.read_programs(masks.programs, masks.gene_names, corpus.vocabulary)
@@ -53,7 +55,8 @@ class Batches(grain.sources.RandomAccessDataSource):
     def __getitem__(self, step: int) -> masking.MaskedCells:
         chosen, epochs = self._plan.at(step)
         mine = self._places
-        tokens = self._corpus.tokens(self._rows[chosen[mine]], self._length(chosen))
+        read = self._rows[chosen[mine]], self._length(chosen), self._encoding
+        tokens, values = self._corpus.inputs(*read)
         if tokens.max() >= self.genes:
             raise ValueError(
                 f"{self._corpus.folder} has tokens that no gene has: a shard is damaged; "
@@ -61,7 +64,7 @@ class Batches(grain.sources.RandomAccessDataSource):
             )
         draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
         how = len(genes), self._masks, len(genes.special), self._programs
-        return masking.mask_cells(tokens, *draw, *how)
+        return masking.mask_cells(tokens, *draw, *how)._replace(values_BxL=values)
 
     def cells(self, step: int) -> list[str]:
         """Ids of the cells of a global batch."""

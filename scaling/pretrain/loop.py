@@ -240,6 +240,7 @@ def _training_batches(
     buckets = np.searchsorted(padded, corpus.lengths(rows).clip(max=padded[-1]))
     plan = Plan(len(rows), train.batch, train.init_seed, buckets.astype(np.uint16))
     draw = settings.masking, train.mask_seed, sharding.host_places(train.batch, mesh)
+    draw += (settings.model.encoding,)
     return batches.Batches(corpus, rows, plan, steps, padded, *draw)
 
 
@@ -254,6 +255,7 @@ def _held_out_batches(corpus: Corpus, settings: RunSettings, mesh) -> list[Maske
     plan = Plan(len(rows), size, HELD_OUT_SEED)
     padded = (settings.model.length,)
     draw = settings.masking.of_scores(), HELD_OUT_SEED, sharding.host_places(size, mesh)
+    draw += (settings.model.encoding,)
     source = batches.Batches(corpus, rows, plan, len(rows) // size, padded, *draw)
     found = [source[step] for step in range(len(source))]
     if not any((batch.labels_BxM >= 0).any() for batch in found):

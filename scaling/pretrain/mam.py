@@ -90,4 +90,5 @@ def mask(
         return inputs_L, slot_M.astype(jnp.int32), label_M.astype(jnp.int32), hidden_M
 
     of_cells = cells.inputs_BxL, cells.later, weights_BxHxZxL
-    return MaskedCells(*jax.vmap(of_cell)(*of_cells), cells.surplus_B)
+    masked = jax.vmap(of_cell)(*of_cells)
+    return MaskedCells(*masked, cells.surplus_B, values_BxL=cells.values_BxL)

@@ -89,7 +89,7 @@ class Later(NamedTuple):
 
 
 class MaskedCells(NamedTuple):
-    """Cells after masking. Slots stand in rank order, the empty ones last.
+    """Cells after masking. Slots stand in the order of the cell, by rank, the empty ones last.
 
     Attributes:
       inputs_BxL: int32, what the encoder reads.
@@ -98,6 +98,8 @@ class MaskedCells(NamedTuple):
       hidden_BxM: bool, the input there is `<mask>` (not a random or the unchanged gene).
       surplus_B: int32, selected positions that did not fit M and stay unmasked.
       later: where the training step does the masking; nothing is masked then.
+      values_BxL: float32, see `encodings.Cells`: also those of masked genes, as their ranks are
+        seen too; None in the encoding "ranks".
     """
 
     inputs_BxL: np.ndarray | jax.Array
@@ -106,6 +108,7 @@ class MaskedCells(NamedTuple):
     hidden_BxM: np.ndarray | jax.Array
     surplus_B: np.ndarray | jax.Array
     later: Later | None = None
+    values_BxL: np.ndarray | jax.Array | None = None
 
 
 def capacity(length: int, rate: float) -> int:

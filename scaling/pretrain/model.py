@@ -1,4 +1,4 @@
-"""Rank tokens -> hidden states: Geneformer's BERT encoder and the states its head reads."""
+"""Cells -> hidden states: Geneformer's BERT encoder and the states its head reads."""
 
 import dataclasses
 import functools
@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scaling.corpus.encodings import ENCODINGS
 from scaling.corpus.tokens import PAD
 from scaling.pretrain import mam
+from scaling.pretrain.expression import Expression
 from scaling.pretrain.fused_attention import attend
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
@@ -39,6 +41,8 @@ class ModelSettings:
         sees is added to its embeddings. 0: none.
       latents_learn: they learn from the loss too, through that sum; else, as in the reference, from
         the penalty alone.
+      encoding: what tells of a gene's expression: "ranks", the embedding of its position, or an
+        encoding of `encodings.arrange` with values, whose positions have no embedding.
     """
 
     layers: int
@@ -55,6 +59,7 @@ class ModelSettings:
     base_width: int = 0
     latents: int = 0
     latents_learn: bool = False
+    encoding: str = "ranks"
 
     def __post_init__(self):
         if min(self.layers, self.width, self.heads, self.feed_forward, self.length) < 1:
@@ -74,7 +79,8 @@ class ModelSettings:
                 )
         if self.base_width < 0:
             raise ValueError(f"model.base_width is {self.base_width}; give a width, or 0 for none")
-
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"model.encoding {self.encoding!r}; one of {ENCODINGS}")
         if self.latents < 0:
             raise ValueError(f"model.latents is {self.latents}; give how many, or 0 for none")
 
@@ -148,7 +154,10 @@ class Layer(nn.Module):
 
 
 class RankEncoder(nn.Module):
-    """BERT over a cell's genes in rank order, with the tied-embedding head's transform.
+    """BERT over a cell's genes, with the tied-embedding head's transform.
+
+    Genes stand as the input encoding arranges them, in rank order by default. Values are those of
+    `encodings.Cells`, None in the encoding "ranks".
 
     The logits of the head are `transform(states) @ embedding.T + bias`, their product multiplied
     by `settings.ratio`; they are left to the objective, which never holds all of them at once.
@@ -162,7 +171,10 @@ class RankEncoder(nn.Module):
         s = self.settings
         normal = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", normal, (self.vocabulary, s.width))
-        self.positions = self.param("positions", normal, (s.length, s.width))
+        if s.encoding == "ranks":
+            self.positions = self.param("positions", normal, (s.length, s.width))
+        else:
+            self.expression = Expression(s.encoding, s.width)
         self.token_type = self.param("token_type", normal, (s.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
         dtype = DTYPES[s.dtype]
@@ -177,18 +189,23 @@ class RankEncoder(nn.Module):
         self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
 
     def encode(
-        self, tokens_BxL: jax.Array, place_B: jax.Array | None = None
+        self,
+        tokens_BxL: jax.Array,
+        place_B: jax.Array | None = None,
+        values_BxL: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Hidden states [B, L, D] after the embedding and after each of the N layers.
 
         With a place of each cell, of which `__call__` tells, with dropout.
         """
-        states = self._below(tokens_BxL, place_B)
+        states = self._below(tokens_BxL, place_B, values_BxL)
         return [*states, self.layers[-1](states[-1], tokens_BxL != PAD, place_B)]
 
-    def _below(self, tokens_BxL: jax.Array, place_B: jax.Array | None) -> list[jax.Array]:
+    def _below(
+        self, tokens_BxL: jax.Array, place_B: jax.Array | None, values_BxL: jax.Array | None
+    ) -> list[jax.Array]:
         """The states that the last layer reads, and all before them."""
-        x_BxLxD = self._embedded(tokens_BxL)
+        x_BxLxD = self._embedded(tokens_BxL, values_BxL)
         if self.settings.latents:
             read_BxZxD = self.mam(x_BxLxD, tokens_BxL != PAD)
             self.sow("mam", "square_B", jnp.square(read_BxZxD).mean((1, 2)))
@@ -201,16 +218,30 @@ class RankEncoder(nn.Module):
             states.append(layer(states[-1], tokens_BxL != PAD, place_B))
         return states
 
-    def _embedded(self, tokens_BxL: jax.Array) -> jax.Array:
-        x_BxLxD = self.embedding[tokens_BxL] + self.positions[: tokens_BxL.shape[1]]
-        return self.norm(x_BxLxD + self.token_type)
+    def _embedded(self, tokens_BxL: jax.Array, values_BxL: jax.Array | None) -> jax.Array:
+        if (values_BxL is None) != (self.settings.encoding == "ranks"):
+            raise ValueError(
+                f"model.encoding is {self.settings.encoding!r}: 'ranks' reads no values of genes, "
+                "and every other reads them; get cells from Corpus.inputs in the model's encoding"
+            )
+        if values_BxL is None:
+            beside = self.positions[: tokens_BxL.shape[1]]
+        else:
+            beside = self.expression(values_BxL)
+        return self.norm(self.embedding[tokens_BxL] + beside + self.token_type)
 
-    def attention_of_latents(self, tokens_BxL: jax.Array) -> jax.Array:
+    def attention_of_latents(
+        self, tokens_BxL: jax.Array, values_BxL: jax.Array | None = None
+    ) -> jax.Array:
         """Weights of MAM's heads and latents over the tokens, float32 [B, H, Z, L]."""
-        return self.mam.attention(self._embedded(tokens_BxL), tokens_BxL != PAD)
+        return self.mam.attention(self._embedded(tokens_BxL, values_BxL), tokens_BxL != PAD)
 
     def __call__(
-        self, tokens_BxL: jax.Array, slots_BxM: jax.Array, place_B: jax.Array | None = None
+        self,
+        tokens_BxL: jax.Array,
+        slots_BxM: jax.Array,
+        place_B: jax.Array | None = None,
+        values_BxL: jax.Array | None = None,
     ) -> jax.Array:
         """States [B, M, D] that the head multiplies with the embedding, at the given positions.
 
@@ -221,8 +252,12 @@ class RankEncoder(nn.Module):
           slots_BxM: int32 positions.
           place_B: place of each cell in the global batch, from which its dropout is drawn with
             the rng "dropout"; None drops nothing.
+          values_BxL: float32 beside the tokens, or None.
+
+        Raises:
+          ValueError: values in the encoding "ranks", or none in another.
         """
-        below_BxLxD = self._below(tokens_BxL, place_B)[-1]
+        below_BxLxD = self._below(tokens_BxL, place_B, values_BxL)[-1]
         x_BxMxD = self.layers[-1](below_BxLxD, tokens_BxL != PAD, place_B, slots_BxM)
         x_BxMxD = ACTIVATIONS[self.settings.activation](self.dense(x_BxMxD))
         return self.head_norm(x_BxMxD) * self.settings.ratio

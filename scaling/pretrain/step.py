@@ -41,6 +41,11 @@ class RunSettings:
                 f"masking.strategy is {self.masking.strategy!r} and model.latents "
                 f"{self.model.latents}; MAM needs both: masking.strategy=mam and model.latents=128"
             )
+        if (self.masking.strategy, self.model.encoding) == ("band", "counts"):
+            raise ValueError(
+                "masking.strategy=band masks by rank, and with model.encoding=counts genes stand "
+                "in the vocabulary's order; give another of either"
+            )
         model, named = self.model, self.devices.attention
         asked = jnp.dtype(model.dtype), model.width // model.heads, model.attention_dropout > 0
         fused_attention.check(named, *asked)
@@ -109,7 +114,7 @@ def train_step(
     )
     dropout = jax.random.fold_in(jax.random.key(seed), state.step)
     if program.masking.strategy == "mam":
-        of_cells = {"params": sharding.gather(state.params)}, cells.inputs_BxL
+        of_cells = {"params": sharding.gather(state.params)}, cells.inputs_BxL, cells.values_BxL
         weights_BxHxZxL = model.apply(*of_cells, method="attention_of_latents")
         cells = mam.mask(cells, weights_BxHxZxL, model.vocabulary, program.masking)
     size = len(cells.inputs_BxL)
@@ -117,7 +122,7 @@ def train_step(
 
     def loss(params, cells, place_B):
         params = sharding.gather(params)
-        read = cells.inputs_BxL, cells.slots_BxM, place_B
+        read = cells.inputs_BxL, cells.slots_BxM, place_B, cells.values_BxL
         hidden_BxMxD, sown = model.apply(
             {"params": params}, *read, rngs={"dropout": dropout}, mutable="mam"
         )
@@ -189,7 +194,8 @@ def held_out_sums(params: dict, cells: masking.MaskedCells, program: RunSettings
     """Loss parts of held-out cells, without dropout."""
     model = RankEncoder(program.model, len(params["bias"]), program.devices.attention)
     params = sharding.gather(params)
-    hidden_BxMxD = model.apply({"params": params}, cells.inputs_BxL, cells.slots_BxM)
+    read = cells.inputs_BxL, cells.slots_BxM, None, cells.values_BxL
+    hidden_BxMxD = model.apply({"params": params}, *read)
     arrays = hidden_BxMxD, params["embedding"], params["bias"]
     known_BxV = masking.known_genes(cells, model.vocabulary)
     return objective(*arrays, cells, known_BxV, program.objective)[0]
@@ -214,5 +220,6 @@ def initial_state(seed: int, program: RunSettings, steps: int, vocabulary: int) 
 def initial_params(seed: int, model: ModelSettings, vocabulary: int) -> dict:
     """Weights before any training, from the init seed."""
     tokens, slots = jnp.zeros((1, model.length), jnp.int32), jnp.zeros((1, 1), jnp.int32)
+    values = None if model.encoding == "ranks" else jnp.zeros(tokens.shape)
     encoder = RankEncoder(model, vocabulary, "blocked")
-    return encoder.init(jax.random.key(seed), tokens, slots)["params"]
+    return encoder.init(jax.random.key(seed), tokens, slots, None, values)["params"]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+from scaling.corpus.encodings import ENCODINGS
 from scaling.corpus.subsets import SCHEMES
 from scaling.pretrain import ladder
 from scaling.pretrain.masking import STRATEGIES
@@ -34,6 +35,7 @@ class GridSettings:
       maskings: strategies that runs train with, of `config.masking`; all are scored with the same
         masks, `MaskingSettings.of_scores`.
       masking_rates: likewise.
+      encodings: of the models' input, `encodings.ENCODINGS`.
     """
 
     sizes: tuple[int | float | str, ...]
@@ -47,6 +49,7 @@ class GridSettings:
     weights: tuple[float | tuple[str, float], ...] = ()
     maskings: tuple[str, ...] = ()
     masking_rates: tuple[float, ...] = ()
+    encodings: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -64,7 +67,7 @@ class GridSettings:
                 "(subset seed, init seed, mask seed)"
             )
         known = {"objectives": NAMES, "schemes": SCHEMES, "variants": VARIANTS}
-        known |= {"maskings": STRATEGIES}
+        known |= {"maskings": STRATEGIES, "encodings": ENCODINGS}
         for field, names in known.items():
             if unknown := set(getattr(self, field)) - set(names):
                 raise ValueError(f"study.{field} has {sorted(unknown)}; there are {names}")

@@ -25,6 +25,7 @@ class Job:
       epochs: passes over the cells, where the duration was given in them.
       variant, similarity_weight: of cab; the weight is 0.0 where nothing is penalised.
       masking, masking_rate: strategy and share, trained with.
+      encoding: of the model's input.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Job:
     similarity_weight: float | None = None
     masking: str | None = None
     masking_rate: float | None = None
+    encoding: str | None = None
 
     def axes(self) -> dict:
         """Every axis by its name in the manifest and in the scores."""
@@ -59,7 +61,8 @@ class Job:
 def plan(settings: Settings, pool: int | None = None) -> list[Job]:
     """All jobs of a study, in the order in which they are done.
 
-    Untrained models are those of every encoder and init seed, baselines those of every subset.
+    Untrained models are those of every encoder, input encoding and init seed, baselines those of
+    every subset.
 
     Args:
       settings: of the study.
@@ -73,6 +76,7 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
     encoders = list(grid.overrides()) or [f"{run.model.layers}x{run.model.width}"]
     maskings = grid.maskings or (run.masking.strategy,)
     rates = grid.masking_rates or (run.masking.rate,)
+    encodings = grid.encodings or (run.model.encoding,)
     objectives, triples = _objectives(settings), grid.seed_triples()
     jobs = {}
 
@@ -81,21 +85,25 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
         if jobs.setdefault(job.name, job) != job:
             raise ValueError(f"two jobs of the study are {job.name!r}; give values further apart")
 
-    for (_, seed, _), encoder in itertools.product(triples, encoders):
-        name = [UNTRAINED, encoder if len(encoders) > 1 else "", f"s{seed}"]
-        add(name, UNTRAINED, 0, scheme=None, init_seed=seed, encoder=encoder)
+    for (_, seed, _), encoder, encoding in itertools.product(triples, encoders, encodings):
+        marks = encoder if len(encoders) > 1 else "", encoding if len(encodings) > 1 else ""
+        axes = {"init_seed": seed, "encoder": encoder, "encoding": encoding}
+        add([UNTRAINED, *marks, f"s{seed}"], UNTRAINED, 0, scheme=None, **axes)
     for seeds, scheme, cells in itertools.product(triples, grid.schemes, grid.cells(pool)):
         kind, at = "" if scheme == "random" else scheme, f"n{cells}"
         add([BASELINES, kind, at, f"s{seeds[0]}"], BASELINES, cells, seeds[0], scheme)
         durations = _durations(settings, cells)
-        others = itertools.product(encoders, objectives, maskings, rates, durations)
-        for encoder, (objective, variant, weight, label), masked, rate, (steps, epochs) in others:
+        others = itertools.product(encoders, encodings, objectives, maskings, rates, durations)
+        for encoder, encoding, objective, masked, rate, (steps, epochs) in others:
+            objective, variant, weight, label = objective
             axes = {"variant": variant, "similarity_weight": weight, "masking_rate": rate}
             axes |= {"encoder": encoder, "steps": steps, "epochs": epochs, "masking": masked}
+            axes |= {"encoding": encoding}
             axes |= {"init_seed": seeds[1], "mask_seed": seeds[2]}
             took = f"{epochs:g}epochs" if epochs else f"{steps}steps"
             marks = [
-                encoder if len(encoders) > 1 else "", label, masked if len(maskings) > 1 else "",
+                encoder if len(encoders) > 1 else "", encoding if len(encodings) > 1 else "",
+                label, masked if len(maskings) > 1 else "",
                 f"m{rate:g}" if len(rates) > 1 else "", kind, took if len(durations) > 1 else "",
                 at, _seeds_label(seeds),
             ]  # fmt: skip
@@ -120,6 +128,8 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
             f"study.encoders: {job.encoder!r} sets {sorted(fields)}; there are "
             f"{[field.name for field in dataclasses.fields(run.model)]}"
         ) from error
+    if job.encoding:
+        model = dataclasses.replace(model, encoding=job.encoding)
     if job.masking:  # MAM's latents are part of its model alone
         latents = (model.latents or LATENTS) if job.masking == "mam" else 0
         model = dataclasses.replace(model, latents=latents)
@@ -176,7 +186,7 @@ def ends(jobs: list[Job], settings: Settings) -> dict[str, Job]:
 # Axes whose first value all ends share. Of durations the first has its place in the order alone.
 _SAME = (
     "subset_seed", "init_seed", "mask_seed", "scheme", "epochs", "variant", "similarity_weight",
-    "masking", "masking_rate",
+    "masking", "masking_rate", "encoding",
 )  # fmt: skip
 
 
