@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.donor = "donor"  # column of .obs; used where a file has it
     data.batch = "batch"  # column of .obs; used where a file has it
     data.assay = "assay"  # column of .obs; used where a file has it
+    # columns of .obs that pretraining can be supervised by, beside cell_type
+    data.tissue, data.disease, data.sex = "tissue", "disease", "sex"
     data.keep = ml_collections.ConfigDict()  # {file name: {column: value}}: cells to keep
     data.held_out = 0.2  # share of cells held out (whole donors, else batches) without score_on
     data.split_seed = 0  # of the choice of held-out donors, and of a draw
@@ -82,6 +84,15 @@ def get_config() -> ml_collections.ConfigDict:
     objective.weight = 0.15  # lambda of the similarity
     objective.denominator = "masked_pairs"  # of the similarity's mean; or "published"
     objective.implementation = "default"  # of the loss kernels: the platform's, or one by name
+
+    config.supervision = supervision = ml_collections.ConfigDict()
+    # annotations whose classes are predicted beside the masked genes: cell_type, tissue, disease,
+    # sex, or pairs of one and its weight, ("sex", 0.01)
+    supervision.columns = ()
+    supervision.weight = 0.1  # of the classes' cross-entropy, where a column has none of its own
+    # OBO file of the Cell Ontology: a cell whose type is T cell may be of any kind of T cell
+    supervision.ontology = ""
+    supervision.ontology_labels = ""  # CSV: label, term; "" is the table that comes along
 
     config.train = train = ml_collections.ConfigDict()
     train.cells = 0  # unique cells; 0 takes the whole pool (a study sets its own)
@@ -156,5 +167,6 @@ def get_config() -> ml_collections.ConfigDict:
     study.maskings = ()  # masking.strategy of training; all runs are scored with uniform masks
     study.masking_rates = ()  # masking.rate of training; all runs are scored at masking.rate
     study.encodings = ()  # model.encoding
+    study.supervisions = ()  # supervision.columns, each a tuple: ((), ("cell_type",))
 
     return config.lock()

@@ -262,7 +262,8 @@ def test_every_score_reads_the_encoding(corpus, encoding):
     other = Cells(cells.tokens_BxL, cells.values_BxL[::-1])
     assert np.abs(module.apply(head, cells) - module.apply(head, other)).max() > 1e-5
     scored = masked_genes.score_model(params, model, MASKS, corpus, rows)
-    loss = next(row["value"] for row in scored if row["score"] == "loss")
+    [loss] = [row["value"] for row in scored if row["score"] == "loss"
+              and (row["positions"], row["read_from"]) == ("selected", "P")]  # fmt: skip
     run = dataclasses.replace(run_of(encoding), model=model, masking=MASKS)
     masked = masking.mask_cells(
         cells.tokens_BxL, masking.HELD_OUT_SEED, np.zeros(9, int),
@@ -270,13 +271,13 @@ def test_every_score_reads_the_encoding(corpus, encoding):
     )._replace(values_BxL=cells.values_BxL)  # fmt: skip
     run = dataclasses.replace(run, objective=dataclasses.replace(run.objective, name="mlm"))
     sums = step.held_out_sums(params, masked, run.program())
-    assert loss == pytest.approx(float(sums.cross_entropy / sums.positions), rel=1e-3)
+    assert loss == pytest.approx(float(sums.cross_entropy / sums.positions), rel=1e-5)
 
 
 @pytest.mark.parametrize("encoding", WITH_VALUES)
 def test_genes_are_perturbed_and_filled_in_with_their_values(encoding):
     model = model_of(encoding)
-    params = jax.tree.map(lambda leaf: leaf * 4, step.initial_params(0, model, V))
+    params = step.initial_params(0, model, V)
     genes, expression = [np.array([9, 5, 7])], [np.array([1.0, 4.0, 2.0], np.float32)]
     cells = arrange(encoding, genes, expression, 12)
     value = dict(zip(cells.tokens_BxL[0].tolist(), cells.values_BxL[0].tolist(), strict=True))
@@ -292,7 +293,7 @@ def test_genes_are_perturbed_and_filled_in_with_their_values(encoding):
     assert found == pytest.approx(by_hand((7, value[7]), (9, value[9])), rel=1e-3, abs=1e-6)
     [[found]] = in_silico.shifts(params, model, -1, cells, 2, [9], "overexpress")
     wanted = by_hand((5, value[5]), (7, value[7]), (9, max(value.values())))
-    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6) and found > 1e-5
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6) and found > 2e-6
     full = some_cells(encoding, n=30)
     full = full.at([len(set(of)) == 12 and 0 not in of for of in full.tokens_BxL.tolist()]).at([0])
     new = next(gene for gene in range(2, V) if gene not in full.tokens_BxL)

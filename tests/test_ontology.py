@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaling.corpus import cell_ontology
+from scaling.corpus.cell_ontology import Ontology
 from scaling.evaluate import onto_rwr, ontology
-from scaling.evaluate.ontology import Ontology
 
 #            cell
 #        white       red          platelet stands alone: no parent
@@ -91,7 +92,7 @@ name: a process
 def tiny(tmp_path_factory) -> Ontology:
     path = tmp_path_factory.mktemp("obo") / "tiny.obo"
     path.write_text(OBO)
-    return ontology.read_ontology(path)
+    return cell_ontology.read_ontology(path)
 
 
 def values(scores):
@@ -107,7 +108,7 @@ def test_only_is_a_edges_between_living_terms_of_the_ontology_are_read(tiny):
 
 def test_labels_match_by_table_then_id_name_or_exact_synonym(tiny):
     labels = ["t CELL", "leuco", "CL:6", "pale", "twin", "T", "obsolete lymph cell", "mine", "no"]
-    terms, unmatched = ontology.match(
+    terms, unmatched = cell_ontology.match(
         [*labels, "B cell", ""], tiny, {"mine": "CL:9", "no": "", "B cell": "CL:3"}
     )
     assert terms == {
@@ -124,16 +125,16 @@ def test_labels_match_by_table_then_id_name_or_exact_synonym(tiny):
 
 def test_a_table_of_unknown_terms_or_twice_a_label_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="'mine' is 'CL:11' by the table, which is no term"):
-        ontology.match(["mine"], tiny, {"mine": "CL:11"})
+        cell_ontology.match(["mine"], tiny, {"mine": "CL:11"})
     path = tmp_path / "labels.csv"
     path.write_text("label,term\na,CL:1\nb, CL:2 \nc,\n")
-    assert ontology.read_labels(path) == {"a": "CL:1", "b": "CL:2", "c": ""}
+    assert cell_ontology.read_labels(path) == {"a": "CL:1", "b": "CL:2", "c": ""}
     path.write_text("label,term\na,CL:1\na,CL:2\n")
     with pytest.raises(ValueError, match="'a' stands twice"):
-        ontology.read_labels(path)
+        cell_ontology.read_labels(path)
     path.write_text("label,id\na,CL:1\n")
     with pytest.raises(ValueError, match="needs `label` and `term`"):
-        ontology.read_labels(path)
+        cell_ontology.read_labels(path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_what_is_no_cell_ontology_is_refused(text, message, tmp_path):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        ontology.read_ontology(path)
+        cell_ontology.read_ontology(path)
 
 
 @pytest.mark.parametrize(
@@ -383,34 +384,34 @@ def test_too_few_types_or_a_collapsed_embedding_have_no_agreement(forest):
 
 
 @pytest.fixture(scope="module")
-def cell_ontology(real_data) -> Ontology:
-    return ontology.read_ontology(real_data / "cell_ontology" / "cl-basic.obo")
+def whole(real_data) -> Ontology:
+    return cell_ontology.read_ontology(real_data / "cell_ontology" / "cl-basic.obo")
 
 
-def test_every_term_of_the_table_has_the_name_that_the_table_gives(cell_ontology):
-    table = pd.read_csv(ontology.LABELS, keep_default_na=False)
+def test_every_term_of_the_table_has_the_name_that_the_table_gives(whole):
+    table = pd.read_csv(cell_ontology.LABELS, keep_default_na=False)
     for label, term, name in table[["label", "term", "name"]].itertuples(index=False):
-        assert cell_ontology.names.get(term, "") == name, label
+        assert whole.names.get(term, "") == name, label
 
 
 @pytest.mark.parametrize(
     ("name", "left"),
     [("kang_ifnb_2800", []), ("pbmc_3_technologies", ["T/NK cells"]), ("onek1k_40_donors", [])],
 )
-def test_real_labels_have_terms(real_data, cell_ontology, name, left):
+def test_real_labels_have_terms(real_data, whole, name, left):
     obs = anndata.read_h5ad(real_data / f"{name}.h5ad", backed="r").obs
     labels = obs["cell_type"].astype(str).unique()
-    terms, unmatched = ontology.match(labels, cell_ontology, ontology.read_labels())
+    terms, unmatched = cell_ontology.match(labels, whole, cell_ontology.read_labels())
     assert list(unmatched) == left and len(terms) == len(labels) - len(left)
 
 
-def test_relatives_in_the_real_ontology(cell_ontology):
+def test_relatives_in_the_real_ontology(whole):
     def found(a, b):
-        return ontology.common_ancestor(ids[a], ids[b], cell_ontology)
+        return ontology.common_ancestor(ids[a], ids[b], whole)
 
-    ids = {name: term for term, name in cell_ontology.names.items()}
+    ids = {name: term for term, name in whole.names.items()}
     assert found("T cell", "B cell")[0] == ids["lymphocyte"]
     assert found("CD14-low, CD16-positive monocyte", "classical monocyte")[0] == ids["monocyte"]
     assert found("naive B cell", "B cell")[1:] == (3, 0)  # mature; CD19-positive; B
-    above = cell_ontology.above(ids["plasmacytoid dendritic cell"])
+    above = whole.above(ids["plasmacytoid dendritic cell"])
     assert ids["dendritic cell"] in above and "CL:0000000" in above

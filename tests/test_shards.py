@@ -121,5 +121,5 @@ def test_a_corpus_of_another_format_is_refused(corpus):
     folder = corpus[0].folder
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
-    with pytest.raises(ValueError, match="has the format 1, and 2 is read; build it again"):
+    with pytest.raises(ValueError, match="has the format 1, and 3 is read; build it again"):
         Corpus.open(folder)

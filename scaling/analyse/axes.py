@@ -7,6 +7,7 @@ AXES = {
     "encoder": "encoder {}",
     "duration": "{}",
     "encoding": "input {}",
+    "supervision": "{} labels",
     "masking": "{} masks",
     "masking_rate": "masking {:g}",
     "similarity_weight": "weight {:g}",

@@ -5,7 +5,7 @@ import pandas as pd
 
 from scaling.corpus import readers
 
-COLUMNS = ("cell_type", "donor", "batch", "assay")
+COLUMNS = ("cell_type", "donor", "batch", "assay", "tissue", "disease", "sex")
 
 
 def table(

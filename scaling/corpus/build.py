@@ -56,6 +56,9 @@ class CorpusSettings:
     workers: int
     scheduler: str
     expression: bool = False
+    tissue: str = "tissue"
+    disease: str = "disease"
+    sex: str = "sex"
 
     def __post_init__(self):
         if self.medians not in ("sketch", "exact"):

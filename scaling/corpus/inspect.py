@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from scaling.corpus import annotations
 from scaling.corpus.shards import MANIFEST, OBS, Corpus, file_checksum
 
 BINS = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 65536)  # of a histogram of lengths
@@ -73,7 +74,7 @@ def info(corpus: Corpus) -> str:
         if count:
             bar = "#" * -(-count * 40 // counts.max())
             lines.append(f"  {low:>6,} to {high - 1:>6,}  {count:>12,}  {bar}")
-    for column in ("split", "dataset", "cell_type", "donor", "batch", "assay"):
+    for column in ("split", "dataset", *annotations.COLUMNS):
         lines += _by(obs[column], column)
     return "\n".join(lines)
 

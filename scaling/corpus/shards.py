@@ -15,7 +15,7 @@ from scaling.corpus.vocabulary import Vocabulary, summing_columns
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
 OBS, GENES = "obs.parquet", "genes.parquet"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +28,7 @@ class Corpus:
       vocabulary: genes and medians.
       obs: one row a cell, in the order of the records: cell_id, dataset, row (in its file),
         split ("pool", "held_out", "duplicate"), length (tokens), total (counts), fingerprint (of
-        its counts, uint64),
-        cell_type, donor, batch, assay ("" where not known).
+        its counts, uint64), and `annotations.COLUMNS` ("" where not known).
     """
 
     folder: pathlib.Path

@@ -9,9 +9,10 @@ import scipy.linalg
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
+from scaling.corpus.cell_ontology import Ontology, match
 from scaling.evaluate import cell_types
 from scaling.evaluate.intervals import LARGEST, Bootstrap, Score
-from scaling.evaluate.ontology import Ontology, left_out, match
+from scaling.evaluate.ontology import left_out
 
 RESTART = 0.7  # of the walk, as scFM-Bench has it
 DIMENSIONS = 256  # of the diffusion states' decomposition, as scFM-Bench has it

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from scaling.corpus import gene_tables
+from scaling.corpus import cell_ontology, gene_tables
 from scaling.corpus.vocabulary import read_gene_names
 from scaling.evaluate import (
     baselines,
@@ -301,8 +301,9 @@ class _Examined:
 
 
 @functools.lru_cache(maxsize=1)
-def _ontology(path: str, labels: str) -> tuple[ontology.Ontology, dict[str, str]]:
-    return ontology.read_ontology(path), ontology.read_labels(labels or ontology.LABELS)
+def _ontology(path: str, labels: str) -> tuple[cell_ontology.Ontology, dict[str, str]]:
+    table = cell_ontology.read_labels(labels or cell_ontology.LABELS)
+    return cell_ontology.read_ontology(path), table
 
 
 @functools.lru_cache(maxsize=8)

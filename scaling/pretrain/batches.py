@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from scaling.corpus.shards import Corpus
 from scaling.pretrain import masking, selection
 from scaling.pretrain.plan import Plan
+from scaling.pretrain.supervision import Classes
 
 TOGETHER = 3  # batches handed over at once: a small one takes less time than its handing
 
@@ -23,6 +24,7 @@ class Batches(grain.sources.RandomAccessDataSource):
     Args:
       places: of the global batch, ascending, which this host reads; None reads all.
       encoding: of the model's input.
+      classes: of each supervised column.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Batches(grain.sources.RandomAccessDataSource):
         seed: int,
         places: np.ndarray | None = None,
         encoding: str = "ranks",
+        classes: Mapping[str, Classes] = {},
     ):
         self._places = np.arange(plan.batch) if places is None else places
         self._masks, self._seed, self.genes = masks, seed, len(corpus.vocabulary)
@@ -48,6 +51,8 @@ class Batches(grain.sources.RandomAccessDataSource):
         )  # fmt: skip
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
         self._lengths = corpus.lengths(self._rows).clip(max=padded[-1])
+        self._labels = {column: corpus.obs[column].to_numpy(str)[self._rows] for column in classes}
+        self._classes = classes
 
     def __len__(self) -> int:
         return self._steps
@@ -64,7 +69,9 @@ class Batches(grain.sources.RandomAccessDataSource):
             )
         draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
         how = len(genes), self._masks, len(genes.special), self._programs
-        return masking.mask_cells(tokens, *draw, *how)._replace(values_BxL=values)
+        fits = {name: of.of(self._labels[name][chosen[mine]]) for name, of in self._classes.items()}
+        masked = masking.mask_cells(tokens, *draw, *how)
+        return masked._replace(values_BxL=values, fits=fits or None)
 
     def cells(self, step: int) -> list[str]:
         """Ids of the cells of a global batch."""

@@ -55,7 +55,7 @@ def save(checkpoints: ocp.CheckpointManager, run: str, step: int, state, clock: 
       checkpoints: of the run.
       run: its hash.
       step: steps taken.
-      state: with the fields params, optimizer and step.
+      state: with the fields params, optimizer, step and heads.
       clock: seconds trained so far, by name.
 
     Raises:
@@ -232,7 +232,8 @@ def _told(checkpoints) -> Iterator[None]:
 
 
 def _without_params(state) -> dict:
-    return {"optimizer": state.optimizer, "step": state.step}
+    of_state = {"optimizer": state.optimizer, "step": state.step}
+    return of_state | ({"heads": state.heads} if state.heads else {})
 
 
 def _shape(leaf) -> jax.ShapeDtypeStruct:

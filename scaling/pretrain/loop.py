@@ -19,6 +19,7 @@ from scaling.pretrain import (
     hosts,
     optimizer,
     sharding,
+    supervision,
     watch,
 )
 from scaling.pretrain.clock import Clock
@@ -65,18 +66,19 @@ def pretrain(
     train = settings.train
     rows = subset(corpus, train)
     steps = train.total_steps(len(rows))
+    classes = supervision.classes(settings.supervision, corpus)
     name = settings.hash(corpus.manifest["checksums"])
-    hosts.one_by_one(lambda: _claim(folder, settings, name, corpus))
+    hosts.one_by_one(lambda: _claim(folder, settings, name, corpus, classes))
     if hosts.all_agree((folder / DONE).exists()):
         if trace:
             raise ValueError(f"{folder}: the run is done; trace it in another --workdir")
         return _finished(folder, name)
     mesh = sharding.make_mesh(settings.devices, train.batch)
     with jax.set_mesh(mesh):
-        state = initial_state(
-            np.uint32(train.init_seed), settings.program(), steps, len(corpus.vocabulary)
-        )
-        source = _training_batches(corpus, rows, settings, steps, mesh)
+        sizes = tuple((column, len(of.names)) for column, of in classes.items())
+        of_model = settings.program(), steps, len(corpus.vocabulary), sizes
+        state = initial_state(np.uint32(train.init_seed), *of_model)
+        source = _training_batches(corpus, rows, settings, steps, mesh, classes)
         held_out = _held_out_batches(corpus, settings, mesh)
         sizes = count_parameters(state.params)
         clock = _train(settings, name, source, state, held_out, sizes, steps, mesh, folder, trace)
@@ -170,7 +172,9 @@ def _check_platform(implementation: str) -> None:
         )
 
 
-def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpus) -> None:
+def _claim(
+    folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpus, classes: dict
+) -> None:
     """Writes what the folder is for, or refuses one that is for something else."""
     path = folder / SETTINGS
     if path.exists():
@@ -187,6 +191,7 @@ def _claim(folder: pathlib.Path, settings: RunSettings, name: str, corpus: Corpu
     corpus.vocabulary.save(folder / VOCABULARY)
     content = {"hash": name, "corpus": str(corpus.folder), "vocabulary": corpus.vocabulary.hash}
     content |= {"commit": provenance.commit(), "packages": provenance.packages()}
+    content |= {"classes": {column: of.names for column, of in classes.items()}}
     _write_json(path, content | settings.content())
 
 
@@ -232,7 +237,7 @@ def _write_json(path: pathlib.Path, content: dict) -> None:
 
 
 def _training_batches(
-    corpus: Corpus, rows: np.ndarray, settings: RunSettings, steps: int, mesh: Mesh
+    corpus: Corpus, rows: np.ndarray, settings: RunSettings, steps: int, mesh: Mesh, classes: dict
 ) -> batches.Batches:
     train, pool = settings.train, corpus.obs["split"].to_numpy() == "pool"
     # Of the pool, not of the subset: runs of all sizes then share their programs.
@@ -240,7 +245,7 @@ def _training_batches(
     buckets = np.searchsorted(padded, corpus.lengths(rows).clip(max=padded[-1]))
     plan = Plan(len(rows), train.batch, train.init_seed, buckets.astype(np.uint16))
     draw = settings.masking, train.mask_seed, sharding.host_places(train.batch, mesh)
-    draw += (settings.model.encoding,)
+    draw += settings.model.encoding, classes
     return batches.Batches(corpus, rows, plan, steps, padded, *draw)
 
 

@@ -91,4 +91,5 @@ def mask(
 
     of_cells = cells.inputs_BxL, cells.later, weights_BxHxZxL
     masked = jax.vmap(of_cell)(*of_cells)
-    return MaskedCells(*masked, cells.surplus_B, values_BxL=cells.values_BxL)
+    beside = {"values_BxL": cells.values_BxL, "fits": cells.fits}
+    return MaskedCells(*masked, cells.surplus_B, **beside)

@@ -100,6 +100,8 @@ class MaskedCells(NamedTuple):
       later: where the training step does the masking; nothing is masked then.
       values_BxL: float32, see `encodings.Cells`: also those of masked genes, as their ranks are
         seen too; None in the encoding "ranks".
+      fits: of each supervised column bool [B, C], the classes that a cell may be of; None without
+        supervision.
     """
 
     inputs_BxL: np.ndarray | jax.Array
@@ -109,6 +111,7 @@ class MaskedCells(NamedTuple):
     surplus_B: np.ndarray | jax.Array
     later: Later | None = None
     values_BxL: np.ndarray | jax.Array | None = None
+    fits: dict[str, np.ndarray | jax.Array] | None = None
 
 
 def capacity(length: int, rate: float) -> int:

@@ -159,7 +159,8 @@ class RankEncoder(nn.Module):
     Genes stand as the input encoding arranges them, in rank order by default. Values are those of
     `encodings.Cells`, None in the encoding "ranks".
 
-    The logits of the head are `transform(states) @ embedding.T + bias`, their product multiplied
+    States that the last layer reads are sown as "below", for `supervision`. The logits of the head
+    are `transform(states) @ embedding.T + bias`, their product multiplied
     by `settings.ratio`; they are left to the objective, which never holds all of them at once.
     """
 
@@ -258,6 +259,7 @@ class RankEncoder(nn.Module):
           ValueError: values in the encoding "ranks", or none in another.
         """
         below_BxLxD = self._below(tokens_BxL, place_B, values_BxL)[-1]
+        self.sow("below", "states", below_BxLxD)
         x_BxMxD = self.layers[-1](below_BxLxD, tokens_BxL != PAD, place_B, slots_BxM)
         x_BxMxD = ACTIVATIONS[self.settings.activation](self.dense(x_BxMxD))
         return self.head_norm(x_BxMxD) * self.settings.ratio

@@ -13,10 +13,19 @@ import jax.numpy as jnp
 import optax
 
 from scaling.corpus.shards import file_checksum
-from scaling.pretrain import fused_attention, mam, masking, optimizer, predictions, sharding
+from scaling.pretrain import (
+    fused_attention,
+    mam,
+    masking,
+    optimizer,
+    predictions,
+    sharding,
+    supervision,
+)
 from scaling.pretrain.model import ModelSettings, RankEncoder
 from scaling.pretrain.objectives import Loss, ObjectiveSettings, denominators, objective
 from scaling.pretrain.sharding import DeviceSettings
+from scaling.pretrain.supervision import SupervisionSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +37,7 @@ class RunSettings:
     objective: ObjectiveSettings
     train: optimizer.TrainSettings
     devices: DeviceSettings = DeviceSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
 
     def __post_init__(self):
         if self.train.buckets > 1 and self.objective.denominator == "published":
@@ -57,13 +67,14 @@ class RunSettings:
         Raises:
           ValueError: a setting that contradicts itself or another.
         """
-        mask = {k: tuple(v) if isinstance(v, list) else v for k, v in config["masking"].items()}
+        config = {part: _hashable(config.get(part, {})) for part in _PARTS}
         return cls(
             ModelSettings(**config["model"]),
-            masking.MaskingSettings(**mask),
+            masking.MaskingSettings(**config["masking"]),
             ObjectiveSettings(**config["objective"]),
             optimizer.TrainSettings(**config["train"]),
             DeviceSettings(**config["devices"]),
+            SupervisionSettings(**config["supervision"]),
         )
 
     def content(self) -> dict:
@@ -74,7 +85,8 @@ class RunSettings:
 
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        files = filter(None, (self.masking.programs, self.masking.gene_names))
+        of_labels = self.supervision.ontology, self.supervision.ontology_labels
+        files = filter(None, (self.masking.programs, self.masking.gene_names, *of_labels))
         read = [file_checksum(pathlib.Path(path)) for path in files]
         content = json.dumps([self.content(), checksums, masking.DRAWS, *read])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -87,13 +99,26 @@ class RunSettings:
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **rest))
 
 
+_PARTS = "model", "masking", "objective", "train", "devices", "supervision"
+
+
+def _hashable(fields: Mapping) -> dict:
+    """With tuples for the lists that JSON makes of them."""
+
+    def of(value):
+        return tuple(map(of, value)) if isinstance(value, list | tuple) else value
+
+    return {name: of(value) for name, value in fields.items()}
+
+
 @flax.struct.dataclass
 class State:
-    """What a step changes."""
+    """What a step changes: the encoder, heads of classes beside it, Adam's moments of both."""
 
     params: dict
     optimizer: optax.OptState
     step: jax.Array
+    heads: dict = flax.struct.field(default_factory=dict)
 
 
 @functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="state")
@@ -119,12 +144,15 @@ def train_step(
         cells = mam.mask(cells, weights_BxHxZxL, model.vocabulary, program.masking)
     size = len(cells.inputs_BxL)
     of_batch = denominators(cells, program.objective)
+    labelled = {column: cells.fits[column].any(1).sum() for column in state.heads}
+    weights = program.supervision.weights
 
-    def loss(params, cells, place_B):
+    def loss(trained, cells, place_B):
+        params, heads = _apart(trained)
         params = sharding.gather(params)
         read = cells.inputs_BxL, cells.slots_BxM, place_B, cells.values_BxL
         hidden_BxMxD, sown = model.apply(
-            {"params": params}, *read, rngs={"dropout": dropout}, mutable="mam"
+            {"params": params}, *read, rngs={"dropout": dropout}, mutable=["mam", "below"]
         )
         arrays = hidden_BxMxD, params["embedding"], params["bias"]
         known_BxV = masking.known_genes(cells, model.vocabulary)
@@ -140,28 +168,51 @@ def train_step(
         }
         positions, pairs = of_batch
         share = sums._replace(positions=positions, pairs=pairs)
-        penalty = sum(square_B.sum() for square_B in jax.tree.leaves(sown)) * mam.PENALTY / size
-        return share.value(program.objective) + penalty, logged
+        squares = jax.tree.leaves(sown.get("mam", {}))
+        added = sum(square_B.sum() for square_B in squares) * mam.PENALTY / size
+        if heads:
+            [states_BxLxD] = sown["below"]["states"]
+            logged["classes"] = supervision.sums(
+                heads, states_BxLxD, cells.inputs_BxL, cells.fits
+            )
+            for column, of_column in logged["classes"].items():
+                mean = of_column["cross_entropy"] / jnp.maximum(labelled[column], 1)
+                added += weights[column] * mean
+        return share.value(program.objective) + added, logged
 
     gradients = jax.value_and_grad(loss, has_aux=True)
     parts = program.devices.micro_batches
-    places_B = jnp.arange(size, dtype=jnp.int32)
+    places_B, trained = jnp.arange(size, dtype=jnp.int32), _together(state.params, state.heads)
     if parts == 1:
-        (value, logged), grads = gradients(state.params, cells, places_B)
+        (value, logged), grads = gradients(trained, cells, places_B)
     else:
-        ((value, logged), grads) = _added_up(gradients, state.params, (cells, places_B), parts)
+        ((value, logged), grads) = _added_up(gradients, trained, (cells, places_B), parts)
     adamw = optimizer.optimizer(program.train, steps, program.model.ratio)
-    update, moments = adamw.update(grads, state.optimizer, state.params)
+    update, moments = adamw.update(grads, state.optimizer, trained)
     logged |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
-    logged |= {"param_norms": group_norms(state.params), "gradient_norms": group_norms(grads)}
-    return State(optax.apply_updates(state.params, update), moments, state.step + 1), logged
+    if state.heads:
+        logged["labelled"] = labelled
+    logged |= {"param_norms": group_norms(trained), "gradient_norms": group_norms(grads)}
+    params, heads = _apart(optax.apply_updates(trained, update))
+    return State(params, moments, state.step + 1, heads), logged
+
+
+def _together(params: dict, heads: dict) -> dict:
+    """All that is trained, in one tree; the encoder's own where there are no classes."""
+    return params | ({"classes": heads} if heads else {})
+
+
+def _apart(trained: dict) -> tuple[dict, dict]:
+    """Parameters of the encoder, and heads of classes."""
+    params = {name: part for name, part in trained.items() if name != "classes"}
+    return params, trained.get("classes", {})
 
 
 def group_norms(tree: dict) -> dict[str, jax.Array]:
     """Euclidean norms of parameters or gradients: embedding, positions, each layer_k, head.
 
     The norm and the token type after the embedding are of its group; all behind the layers, the
-    bias of the genes too, is of the head.
+    bias of the genes too, is of the head. Heads of classes are a group, where there are any.
     """
     of = {"token_type": "embedding", "norm": "embedding"}
     of |= dict.fromkeys(("dense", "head_norm", "bias"), "head")
@@ -171,7 +222,7 @@ def group_norms(tree: dict) -> dict[str, jax.Array]:
     return {name: optax.tree.norm(parts) for name, parts in groups.items()}
 
 
-def _added_up(gradients, params: dict, of_cells, parts: int):
+def _added_up(gradients, params, of_cells, parts: int):
     """Sums over the parts of a batch, computed one after another.
 
     Every parts-th cell makes a part, so that each device has its share of each.
@@ -201,8 +252,14 @@ def held_out_sums(params: dict, cells: masking.MaskedCells, program: RunSettings
     return objective(*arrays, cells, known_BxV, program.objective)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("program", "steps", "vocabulary"))
-def initial_state(seed: int, program: RunSettings, steps: int, vocabulary: int) -> State:
+@functools.partial(jax.jit, static_argnames=("program", "steps", "vocabulary", "classes"))
+def initial_state(
+    seed: int,
+    program: RunSettings,
+    steps: int,
+    vocabulary: int,
+    classes: tuple[tuple[str, int], ...] = (),
+) -> State:
     """The state before the first step, on the mesh that is set; no device holds more than its part.
 
     Args:
@@ -210,10 +267,14 @@ def initial_state(seed: int, program: RunSettings, steps: int, vocabulary: int) 
       program: see `RunSettings.program`.
       steps: of the whole run.
       vocabulary: V.
+      classes: number of them, for each supervised column.
     """
     params = sharding.place(initial_params(seed, program.model, vocabulary))
-    moments = sharding.place(optimizer.optimizer(program.train, steps).init(params))
-    return State(params, moments, jnp.int32(0))
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    heads = supervision.initial_heads(key, dict(classes), program.model.width)
+    adamw = optimizer.optimizer(program.train, steps)
+    moments = sharding.place(adamw.init(_together(params, heads)))
+    return State(params, moments, jnp.int32(0), heads)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocabulary"))

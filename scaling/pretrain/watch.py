@@ -125,6 +125,7 @@ class Log:
             "train/cross_entropy": float(sums.cross_entropy / max(sums.positions, 1)),
             "train/similarity": float(sums.similarity / max(sums.pairs, 1)),
             **{f"train/{name}": float(v / cells) for name, v in logged["of_cells"].items()},
+            **_of_classes(logged),
             "train/gradient_norm": float(logged["gradient_norm"]),
             "train/surplus_positions": int(logged["surplus"]),
             "train/padding": self._source.padding(range((step - 1) // every * every, step)),
@@ -174,3 +175,13 @@ class Log:
         self._end_trace(self._dispatched)
         self._bar.close()
         self._writer.close()
+
+
+def _of_classes(logged: dict) -> dict[str, float]:
+    """Cross-entropy and accuracy of each supervised column, over the batch's labelled cells."""
+    row = {}
+    for column, sums in logged.get("classes", {}).items():
+        labelled = max(int(logged["labelled"][column]), 1)
+        row[f"train/{column}_cross_entropy"] = float(sums["cross_entropy"] / labelled)
+        row[f"train/{column}_accuracy"] = float(sums["right"] / labelled)
+    return row

@@ -36,6 +36,7 @@ class GridSettings:
         masks, `MaskingSettings.of_scores`.
       masking_rates: likewise.
       encodings: of the models' input, `encodings.ENCODINGS`.
+      supervisions: values of `config.supervision.columns`.
     """
 
     sizes: tuple[int | float | str, ...]
@@ -50,6 +51,7 @@ class GridSettings:
     maskings: tuple[str, ...] = ()
     masking_rates: tuple[float, ...] = ()
     encodings: tuple[str, ...] = ()
+    supervisions: tuple[tuple[str | tuple[str, float], ...], ...] = ()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -142,6 +144,15 @@ class GridSettings:
             found[name] = fields
         return found
 
+    def supervised(self) -> dict[str, tuple]:
+        """Supervised columns by a name of them: "no", "cell_type", "cell_type+sex0.01"."""
+        if wrong := [of for of in self.supervisions if not isinstance(of, tuple)]:
+            raise ValueError(
+                f"study.supervisions has {wrong[0]!r}; each value is a tuple of columns, as () or "
+                "('cell_type',)"
+            )
+        return {supervision_name(of): of for of in self.supervisions}
+
     def weights_of(self, variant: str, own: float) -> list[float]:
         """Lambdas of a variant; `own`, the config's, where the study names none.
 
@@ -154,6 +165,13 @@ class GridSettings:
         if self.weights and not found:
             raise ValueError(f"study.weights is {self.weights}, without one for {variant!r}")
         return found or [own]
+
+
+def supervision_name(columns: tuple) -> str:
+    """Of `config.supervision.columns`, for folders and tables."""
+    pairs = ((c if isinstance(c, tuple | list) else (c, None)) for c in columns)
+    named = (c if weight is None else f"{c}{weight:g}" for c, weight in pairs)
+    return "+".join(named) or "no"
 
 
 def _whole(number) -> bool:

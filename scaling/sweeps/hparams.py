@@ -9,8 +9,8 @@ from scaling.pretrain import writer
 
 HPARAMS = (
     "objective", "cells", "exposures", "steps", "duration", "encoder", "parameters", "variant",
-    "similarity_weight", "encoding", "masking", "masking_rate", "scheme", "subset_seed",
-    "init_seed", "mask_seed", "learning_rate",
+    "similarity_weight", "encoding", "supervision", "masking", "masking_rate", "scheme",
+    "subset_seed", "init_seed", "mask_seed", "learning_rate",
 )  # fmt: skip
 
 

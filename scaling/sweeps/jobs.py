@@ -5,6 +5,7 @@ import itertools
 
 from scaling.pretrain import flops, masking, step
 from scaling.settings import Settings
+from scaling.sweeps.grid import supervision_name
 
 BASELINES, UNTRAINED = "baselines", "untrained"
 LATENTS = 128  # of MAM, where the config's model has none
@@ -26,6 +27,7 @@ class Job:
       variant, similarity_weight: of cab; the weight is 0.0 where nothing is penalised.
       masking, masking_rate: strategy and share, trained with.
       encoding: of the model's input.
+      supervision: columns whose classes are predicted too, see `grid.supervision_name`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Job:
     masking: str | None = None
     masking_rate: float | None = None
     encoding: str | None = None
+    supervision: str | None = None
 
     def axes(self) -> dict:
         """Every axis by its name in the manifest and in the scores."""
@@ -77,6 +80,7 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
     maskings = grid.maskings or (run.masking.strategy,)
     rates = grid.masking_rates or (run.masking.rate,)
     encodings = grid.encodings or (run.model.encoding,)
+    supervisions = list(grid.supervised()) or [supervision_name(run.supervision.columns)]
     objectives, triples = _objectives(settings), grid.seed_triples()
     jobs = {}
 
@@ -93,17 +97,19 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
         kind, at = "" if scheme == "random" else scheme, f"n{cells}"
         add([BASELINES, kind, at, f"s{seeds[0]}"], BASELINES, cells, seeds[0], scheme)
         durations = _durations(settings, cells)
-        others = itertools.product(encoders, encodings, objectives, maskings, rates, durations)
-        for encoder, encoding, objective, masked, rate, (steps, epochs) in others:
+        inputs = itertools.product(encoders, encodings, supervisions)
+        others = itertools.product(inputs, objectives, maskings, rates, durations)
+        for (encoder, encoding, supervised), objective, masked, rate, (steps, epochs) in others:
             objective, variant, weight, label = objective
             axes = {"variant": variant, "similarity_weight": weight, "masking_rate": rate}
             axes |= {"encoder": encoder, "steps": steps, "epochs": epochs, "masking": masked}
-            axes |= {"encoding": encoding}
+            axes |= {"encoding": encoding, "supervision": supervised}
             axes |= {"init_seed": seeds[1], "mask_seed": seeds[2]}
             took = f"{epochs:g}epochs" if epochs else f"{steps}steps"
             marks = [
                 encoder if len(encoders) > 1 else "", encoding if len(encodings) > 1 else "",
-                label, masked if len(maskings) > 1 else "",
+                label, f"{supervised}labels" if len(supervisions) > 1 else "",
+                masked if len(maskings) > 1 else "",
                 f"m{rate:g}" if len(rates) > 1 else "", kind, took if len(durations) > 1 else "",
                 at, _seeds_label(seeds),
             ]  # fmt: skip
@@ -133,6 +139,9 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
     if job.masking:  # MAM's latents are part of its model alone
         latents = (model.latents or LATENTS) if job.masking == "mam" else 0
         model = dataclasses.replace(model, latents=latents)
+    supervision = run.supervision
+    if job.supervision in (of := settings.study.supervised()):
+        supervision = dataclasses.replace(supervision, columns=of[job.supervision])
     train = {"cells": job.cells, "scheme": job.scheme, "subset_seed": job.subset_seed}
     train |= {"init_seed": job.init_seed, "mask_seed": job.mask_seed}
     if job.steps:
@@ -143,6 +152,7 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
     return dataclasses.replace(
         run,
         model=model,
+        supervision=supervision,
         masking=_with(run.masking, {"strategy": job.masking, "rate": job.masking_rate}),
         objective=_with(run.objective, objective),
         train=_with(run.train, train),
@@ -186,7 +196,7 @@ def ends(jobs: list[Job], settings: Settings) -> dict[str, Job]:
 # Axes whose first value all ends share. Of durations the first has its place in the order alone.
 _SAME = (
     "subset_seed", "init_seed", "mask_seed", "scheme", "epochs", "variant", "similarity_weight",
-    "masking", "masking_rate", "encoding",
+    "masking", "masking_rate", "encoding", "supervision",
 )  # fmt: skip
 
 
