@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from scaling.analyse import sections
+from scaling.analyse import noise_curves, sections
 from scaling.analyse.axes import apart
 from scaling.analyse.claims import judge_claims
 from scaling.analyse.fits import fit_table
@@ -47,17 +48,19 @@ def analyse(rows: pd.DataFrame, out: Path, provenance: dict) -> str:
     """
     if rows.empty:
         raise ValueError("the scores table is empty: no run has been scored; see the study's log")
+    under_noise = noise_curves.draw_all(rows, out / "plots")
     rows = tidy(apart(rows))
     # A study's table holds more than curves can show; all is in scores.csv.
     rows = rows[~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)]
     fits = fit_table(rows)
     claims = judge_claims(rows)
-    write_report(out, rows, fits, claims, provenance)
+    write_report(out, rows, fits, claims, provenance, under_noise)
     return headline(rows, fits, claims)
 
 
 def write_report(
-    workdir: Path, rows: pd.DataFrame, fits: list[dict], claims: list[dict], provenance: dict
+    workdir: Path, rows: pd.DataFrame, fits: list[dict], claims: list[dict], provenance: dict,
+    under_noise: Sequence[dict] = (),
 ) -> Path:
     """Write report.html (nothing outside it is needed to read it), fits.json and the PNGs."""
     workdir = Path(workdir)
@@ -83,6 +86,8 @@ def write_report(
         "largest size, baselines and floors those fitted at it (untrained: no data).</p>",
         *[sections.largest(table, figure) for figure in figures],
         sections.ranks(table),
+        *(["<h2>Cell types under noise</h2>"] if under_noise else []),
+        *[sections.figure(figure["path"], figure["title"]) for figure in under_noise],
         "<h2>Fitted curves</h2>",
         sections.fits(fits),
         "<h2>What the curves leave over</h2>",

@@ -221,13 +221,16 @@ def _macro_f1(truth: np.ndarray, names: np.ndarray) -> Callable[[np.ndarray], np
     return statistic
 
 
-def draw(results: dict[str, list[Score]], path: pathlib.Path, *, title: str) -> None:
+def draw(
+    results: dict[str, list[Score]], path: pathlib.Path, *, title: str, band: str = "95 % interval"
+) -> None:
     """Accuracy and macro-F1 against the share of cells noised or of counts kept, with bands.
 
     Args:
       results: by model's name, scores of `gaussian` or of `thinning`, not of both; up to 8 models.
       path: of the PNG; replaced at once, when it is finished.
       title: of the figure.
+      band: what the bands are.
 
     Raises:
       ValueError: no scores, scores of both kinds, or more models than there are colours.
@@ -264,7 +267,7 @@ def draw(results: dict[str, list[Score]], path: pathlib.Path, *, title: str) -> 
     figure.suptitle(title, fontsize=12, fontweight="bold")
     handles = axes[0].get_legend_handles_labels()
     handles[0].append(plt.Rectangle((0, 0), 1, 1, color="#555555", alpha=0.25, lw=0))
-    handles[1].append("95 % interval")
+    handles[1].append(band)
     figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, dpi=140, format="png")
