@@ -214,7 +214,7 @@ def test_supervision_is_an_axis():
     for job in trained:
         run = jobs.run_settings(settings, job)
         assert bool(run.supervision.columns) == (job.supervision != "no")
-        assert ("cell_type+sex0.01labels" in job.name) == (job.supervision != "no")
+        assert ("cell_type+sex0.01_labels" in job.name) == (job.supervision != "no")
     assert len({job.name for job in trained}) == len(trained)
     config.study.supervisions = ("cell_type",)
     with pytest.raises(ValueError, match="study.supervisions has 'cell_type'; each value is a"):

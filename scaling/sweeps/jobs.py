@@ -108,7 +108,7 @@ def plan(settings: Settings, pool: int | None = None) -> list[Job]:
             took = f"{epochs:g}epochs" if epochs else f"{steps}steps"
             marks = [
                 encoder if len(encoders) > 1 else "", encoding if len(encodings) > 1 else "",
-                label, f"{supervised}labels" if len(supervisions) > 1 else "",
+                label, f"{supervised}_labels" if len(supervisions) > 1 else "",
                 masked if len(maskings) > 1 else "",
                 f"m{rate:g}" if len(rates) > 1 else "", kind, took if len(durations) > 1 else "",
                 at, _seeds_label(seeds),
