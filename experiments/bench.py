@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     of_cells = functools.partial(prepare.corpus_of, embedded, cells.folder / "embedded")
     sizes = [int(size) for size in MEMORY_CELLS.value]
     model = dataclasses.asdict(first.run.model)
-    rows |= evaluation.rows("gf-v1-10m", model, of_cells, rounds, sizes)
+    rows |= evaluation.rows("gf-v1-10m", model, genes, of_cells, rounds, sizes)
     rows |= fitting.rows(rounds)
     rows |= corpora(cells, first.run, rounds, sizes)
     titles = [title for title in (*groups, *rows) if ONLY.value in title]

@@ -1,5 +1,6 @@
 """What the bench compares with, how it measures, and that the shapes are the real ones."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ from scaling.corpus import bench as corpus_bench
 from scaling.evaluate import bench as evaluation_bench
 from scaling.pretrain import feeding, masking, sharding
 from scaling.pretrain.bench import feed, one_cell, steps
+from scaling.pretrain.model import ModelSettings
 from scaling.settings import Settings
 
 
@@ -305,6 +307,14 @@ def test_batch_mixing_is_timed_at_each_size():
         assert row["rates"][way] * row["seconds"][way] == pytest.approx(cells)
         assert row["memory"][way] > 1e8
     assert "goal                          111 cells/s" in bench_report.table({"mixing": row})
+
+
+def test_deletions_are_timed():
+    model = dataclasses.asdict(ModelSettings(1, 16, 2, 16, 48, "relu", 0.0, 1e-12))
+    row = evaluation_bench.deleting(model, 90)
+    [(way, rate)] = row["rates"].items()
+    assert way == "32 genes of a cell of 48" and rate * row["seconds"][way] == pytest.approx(32)
+    assert "deletions/s" in bench_report.table({"deleting genes": row})
 
 
 def test_a_fresh_process_gives_its_value_its_memory_or_its_last_words():

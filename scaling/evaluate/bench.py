@@ -1,4 +1,4 @@
-"""An encoder and cells -> cells embedded in a second, ours and BERT's; batch scores of a second.
+"""An encoder and cells -> cells embedded, and perturbed, in a second; batch scores of a second.
 
 Each way runs in a fresh process, in turns with the other; only ratios count. The public BERT is
 `transformers.BertModel` as it ships, on batches of cells sorted by length.
@@ -24,24 +24,58 @@ BERT_TOKENS = 4_096  # of a batch of the public BERT, at most
 LAYER = -2  # whose states are averaged
 WIDTH, TYPES, BATCHES = 256, 10, 6  # of the cells whose batch mixing is scored
 MINUTES = 3  # that 20,000 of them may take
+DELETED = 32  # genes of a cell, deleted in turn
 
 
 def rows(
-    title: str, model: dict, corpus_of: Callable[[], Corpus], rounds: int, sizes: list[int]
+    title: str,
+    model: dict,
+    vocabulary: int,
+    corpus_of: Callable[[], Corpus],
+    rounds: int,
+    sizes: list[int],
 ) -> dict[str, Callable[[], dict]]:
     """What is measured of evaluation, by title; measured when it is called.
 
     Args:
       title: names the model.
       model: the fields of `ModelSettings`.
+      vocabulary: V, of cells that are made up.
       corpus_of: makes the corpus of the cells.
       rounds: how often each way is timed.
       sizes: cells whose batch mixing is scored.
     """
     return {
         f"embedding: {title}": functools.partial(embedding, model, corpus_of, rounds),
+        f"deleting genes: {title}": functools.partial(deleting, model, vocabulary),
         f"batch mixing: {WIDTH} dimensions": functools.partial(mixing, sizes),
     }
+
+
+def deleting(model: dict, vocabulary: int) -> dict:
+    """Deletions of a gene from a full cell in a second, each with its shift of the embedding."""
+    seconds, peak = alone.run_watched(deleting_seconds, model, vocabulary)
+    way = f"{DELETED} genes of a cell of {model['length']:,}"
+    found = {"rates": {way: DELETED / seconds}, "seconds": {way: seconds}}
+    return {"unit": "deletions/s", **found, "memory": {way: peak["largest"]}}
+
+
+def deleting_seconds(model: dict, vocabulary: int) -> float:
+    """Seconds of the shifts of one cell by some of its genes, the programs being compiled."""
+    from scaling.evaluate import in_silico
+    from scaling.pretrain import step
+    from scaling.pretrain.model import ModelSettings
+
+    settings = ModelSettings(**model)
+    params = step.initial_params(0, settings, vocabulary)
+    genes = np.random.default_rng(0).permutation(np.arange(2, vocabulary))[: settings.length]
+    cell = Cells(genes[None].astype(np.int32))
+
+    def run():
+        return in_silico.shifts(params, settings, LAYER, cell, 2, genes[:DELETED].tolist())
+
+    run()
+    return _seconds(run)
 
 
 def mixing(sizes: list[int]) -> dict:
