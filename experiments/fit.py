@@ -13,7 +13,7 @@ from absl import app, flags
 
 from experiments.launch import parse, report_errors
 from scaling import study
-from scaling.analyse import report, tables
+from scaling.analyse import tables
 from scaling.analyse.forms import FORMS
 
 TABLE = flags.DEFINE_string("table", None, "scores as .jsonl, .csv or .parquet", required=True)
@@ -47,7 +47,7 @@ def fit() -> str:
         raise ValueError(f"{path}: no readable table of scores ({error})") from error
     if X.value or Y.value:
         return _fit_columns(rows, path, out)
-    verdict = report.analyse(rows, out, study.origin(out))
+    verdict = study.analyse(rows, out, study.origin(out))
     return f"{verdict}\n\nReport: {out / 'report.html'}"
 
 

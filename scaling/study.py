@@ -18,7 +18,7 @@ from scaling import prepare, provenance, scoring
 from scaling.analyse import report
 from scaling.corpus import diversity
 from scaling.corpus.shards import Corpus
-from scaling.evaluate import scores
+from scaling.evaluate import noise_curves, scores
 from scaling.evaluate.held_out import HeldOut, all_held_out
 from scaling.pretrain import hosts, loop, step, writer
 from scaling.settings import Settings
@@ -169,7 +169,7 @@ def _report(settings, workdir, jobs, faults, corpus) -> str:
         known = origin(workdir) | {"compute": _spent(workdir, jobs)}
         known |= {"cells": prepare.describe(corpus)}
         known |= {"missing": missing} if missing else {}
-        verdict = report.analyse(table, workdir, known)
+        verdict = analyse(table, workdir, known)
         pictures = {path.stem: path for path in sorted((workdir / "plots").glob("*.png"))}
         writer.write_report(workdir / "runs", verdict, pictures)
         verdict += f"\n\nReport: {workdir / 'report.html'}"
@@ -180,6 +180,11 @@ def _report(settings, workdir, jobs, faults, corpus) -> str:
         f"in {workdir / 'runs'} has more, and the same command tries them again",
         f"Without {len(faults)} of {len(jobs)} jobs, which failed: {', '.join(faults)}\n{verdict}",
     )
+
+
+def analyse(table: pd.DataFrame, out: pathlib.Path, known: dict[str, str]) -> str:
+    """Writes the report of a table of scores, its curves and its pictures; see `report.analyse`."""
+    return report.analyse(table, out, known, noise_curves.draw_all(table, out / "plots"))
 
 
 def _spent(workdir: pathlib.Path, jobs: list[Job]) -> str:

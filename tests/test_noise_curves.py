@@ -5,8 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from scaling.analyse import noise_curves
-from scaling.evaluate import noise
+from scaling.evaluate import noise, noise_curves
 
 
 def rows_of(**axes) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scaling.analyse import noise_curves, sections
+from scaling.analyse import sections
 from scaling.analyse.axes import apart
 from scaling.analyse.claims import judge_claims
 from scaling.analyse.fits import fit_table
@@ -36,7 +36,9 @@ td.best { font-weight: bold; text-decoration: underline }
 """
 
 
-def analyse(rows: pd.DataFrame, out: Path, provenance: dict) -> str:
+def analyse(
+    rows: pd.DataFrame, out: Path, provenance: dict, under_noise: Sequence[dict] = ()
+) -> str:
     """Fit, judge, draw and write the report of a study into `out`; returns the headline.
 
     Args:
@@ -44,11 +46,11 @@ def analyse(rows: pd.DataFrame, out: Path, provenance: dict) -> str:
       out: folder for report.html, fits.json and plots/*.png; made where absent.
       provenance: what it takes to repeat the study (command, commit, packages, time), as
         {name: text}.
+      under_noise: path and title of pictures of scores under noise.
     Raises: ValueError on an empty table and as `fit_table` does.
     """
     if rows.empty:
         raise ValueError("the scores table is empty: no run has been scored; see the study's log")
-    under_noise = noise_curves.draw_all(rows, out / "plots")
     rows = tidy(apart(rows))
     # A study's table holds more than curves can show; all is in scores.csv.
     rows = rows[~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)]

@@ -28,7 +28,7 @@ def table(rows: dict[str, dict]) -> str:
             lines.append(f"  {way:20} {rate:12{digits}} {row['unit']}")
         if "ratio" in row:
             lines.append(f"  ours to plain        {row['ratio']:12.2f} (goal {row['goal']:g})")
-        elif "rates" in row:
+        elif "rates" in row and "goal" in row:
             lines.append(f"  goal                 {row['goal']:12,.0f} {row['unit']}")
         for way, peak in row.get("memory", {}).items():
             lines.append(f"  {way:20} {peak / 1e9:12.2f} GB of the process at its peak")

@@ -29,6 +29,8 @@ def draw_all(rows: pd.DataFrame, folder: Path) -> list[dict]:
     Returns:
       path and title of each picture, none where the study has no scores under noise.
     """
+    if not {"task", "of", "cells", "model"} <= set(rows):
+        return []
     rows = rows[(rows["task"] == "noise") & rows["value"].notna()]
     rows = rows[rows["score"].isin(noise.PANELS)]
     if rows.empty:
