@@ -60,6 +60,16 @@ def test_memory_operations_and_collectives_of_a_step(simulated, monkeypatch):
     assert found["fits"] is None and "memory of a device not known" in ahead.table(found)
 
 
+def test_a_step_of_another_encoding_has_values_beside_its_tokens(simulated):
+    model = dataclasses.replace(RUN.model, encoding="counts")
+    run = dataclasses.replace(RUN, model=model)
+    found, ranks = (ahead.compile_step(of, GENES, "v5e:2x4") for of in (run, RUN))
+    values, positions = 4 * 2 * 128, 3 * 4 * 128 * RUN.model.width // 8
+    direction = 3 * 4 * RUN.model.width  # whole on every device
+    more = found["argument_bytes_per_device"] - ranks["argument_bytes_per_device"]
+    assert abs(more - (values - positions + direction)) < 64
+
+
 def test_a_program_that_cannot_be_written_down(simulated, monkeypatch):
     def refuse(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure (hlo_instruction.cc:390)")

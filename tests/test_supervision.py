@@ -11,7 +11,7 @@ from test_build import SETTINGS, _write
 
 from configs import smoke
 from scaling.corpus import build
-from scaling.pretrain import loop, step, supervision
+from scaling.pretrain import loop, sharding, step, supervision
 from scaling.pretrain.batches import Batches
 from scaling.pretrain.plan import Plan
 from scaling.pretrain.supervision import Classes, SupervisionSettings
@@ -151,6 +151,20 @@ def test_the_loss_gets_the_weighted_means_and_the_encoder_their_gradient(corpus)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
         parts[1].heads, state.heads,
+    )  # fmt: skip
+
+
+def test_eight_devices_add_up_to_one(corpus):
+    run = run_of(columns=("cell_type",), weight=2.0)
+    cells, _, classes = batch_of(corpus, run)
+    _, alone, logged = trained(corpus, run, cells, classes)
+    mesh = sharding.make_mesh(sharding.DeviceSettings(fsdp=2), 8)
+    with jax.set_mesh(mesh):
+        _, shared, of_shared = trained(corpus, run, sharding.shard_batch(cells, mesh), classes)
+    assert float(of_shared["loss"]) == pytest.approx(float(logged["loss"]), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        shared.heads, alone.heads,
     )  # fmt: skip
 
 

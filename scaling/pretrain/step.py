@@ -85,9 +85,10 @@ class RunSettings:
 
     def hash(self, checksums: dict) -> str:
         """Names a run's settings and, by its manifest's checksums, the corpus it reads; hex."""
-        of_labels = self.supervision.ontology, self.supervision.ontology_labels
-        files = filter(None, (self.masking.programs, self.masking.gene_names, *of_labels))
-        read = [file_checksum(pathlib.Path(path)) for path in files]
+        files = [self.masking.programs, self.masking.gene_names]
+        if self.supervision.columns:
+            files += [self.supervision.ontology, self.supervision.ontology_labels]
+        read = [file_checksum(pathlib.Path(path)) for path in files if path]
         content = json.dumps([self.content(), checksums, masking.DRAWS, *read])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
