@@ -3,7 +3,6 @@
 With columns named, one curve of any table: --table=t.csv --x=cells --y=loss --out=fit.json
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ from experiments.launch import parse, report_errors
 from scaling import study
 from scaling.analyse import tables
 from scaling.analyse.forms import FORMS
+from scaling.corpus.shards import read_table
 
 TABLE = flags.DEFINE_string("table", None, "scores as .jsonl, .csv or .parquet", required=True)
 OUT = flags.DEFINE_string("out", None, "folder that gets report.html, fits.json; with --x and --y "
@@ -32,7 +32,7 @@ NAMES = {"dataset": str, "model": str, "note": str}  # a data set may be called 
 READERS = {
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=NAMES, convert_dates=False),
     ".csv": lambda path: pd.read_csv(path, dtype=NAMES),
-    ".parquet": functools.partial(pd.read_parquet, use_threads=False),  # see corpus/shards.py
+    ".parquet": read_table,
 }
 
 

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from scaling.corpus import encodings, readers
@@ -60,7 +61,7 @@ class Corpus:
             if name in (VOCABULARY, OBS, GENES) and file_checksum(folder / name) != checksum:
                 raise ValueError(f"{folder / name} is not the file that was built; build again")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        return cls(folder, manifest, vocabulary, _table(folder / OBS))
+        return cls(folder, manifest, vocabulary, read_table(folder / OBS))
 
     @functools.cached_property
     def _shards(self) -> list[np.ndarray]:
@@ -142,7 +143,7 @@ class Corpus:
         rows = np.asarray(rows)
         if not self.has_counts(rows):
             raise ValueError(f"{self.folder} has cells of ready tokens, which have no counts")
-        genes = _table(self.folder / GENES)
+        genes = read_table(self.folder / GENES)
         blocks, positions = [], []
         for file in self.manifest["files"]:
             at = np.flatnonzero(self.obs["dataset"].to_numpy()[rows] == file["name"])
@@ -165,10 +166,14 @@ class Corpus:
         return counts[np.argsort(np.concatenate(positions))]
 
 
-def _table(path: pathlib.Path) -> pd.DataFrame:
-    # Arrow's threads can outlive a read through a file of Python and abort the process at its end
-    # (https://github.com/apache/arrow/issues/34314).
-    return pd.read_parquet(path, use_threads=False)
+def read_table(path: pathlib.Path) -> pd.DataFrame:
+    """A Parquet file, read by this thread alone.
+
+    Threads of Arrow, which pandas.read_parquet starts even with use_threads=False, can outlive the
+    read and abort the process at its end (https://github.com/apache/arrow/issues/34314).
+    """
+    file = pq.ParquetFile(path, pre_buffer=False)
+    return file.read(use_threads=False).to_pandas(use_threads=False)
 
 
 def file_checksum(path: pathlib.Path) -> str:
