@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analyse.compare import rank_table
+from scaling.analyse import sections
+from scaling.analyse.compare import from_mlm, rank_table
+from scaling.analyse.fits import fit_table
 
 
 def scores(levels: dict, sd: float, seeds: int = 4) -> pd.DataFrame:
@@ -41,3 +43,34 @@ def test_single_runs_have_ranks_without_intervals_and_a_gap_is_refused():
     assert rank_table(table)["low"].isna().all()
     with pytest.raises(ValueError, match=r"task 1 has no score of \['b'\]"):
         rank_table(table.iloc[:-1])
+
+
+def losses(**curves) -> pd.DataFrame:
+    """Scores of models whose loss is E + 3 size^-alpha, and of a baseline."""
+    rng, rows = np.random.default_rng(0), []
+    for model, (offset, alpha) in curves.items():
+        for cells in (100, 300, 1_000, 3_000, 10_000, 30_000):
+            for seed in range(3):
+                value = (offset + 3 * cells**-alpha) * rng.normal(1, 0.002)
+                rows.append({"model": model, "cells": cells, "subset_seed": seed, "value": value})
+    kinds = {name: "baseline" if name == "pca" else "pretrained" for name in curves}
+    table = pd.DataFrame(rows).assign(
+        task="masked_genes", dataset="kang", score="loss", positions="mask", read_from="P",
+        init_seed=0, mask_seed=0, tokens=1, exposures=9, converged=True, note="",
+    )  # fmt: skip
+    return table.assign(kind=table["model"].map(kinds))
+
+
+def test_a_model_differs_from_mlm_in_what_was_changed():
+    rows = losses(mlm=(2.0, 0.5), cab=(1.5, 0.5), steep=(2.0, 0.8), pca=(1.0, 0.5))
+    found = {gap["other"]: gap for gap in from_mlm(rows, fit_table(rows, draws=100), draws=200)}
+    assert set(found) == {"cab", "steep"}
+    for name, offset, exponent in (("cab", -0.5, 0.0), ("steep", 0.0, 0.3)):
+        gap = found[name]
+        assert (gap["one"], gap["score"], gap["dataset"]) == ("mlm", "loss", "kang")
+        for parameter, truth in (("E", offset), ("alpha", exponent)):
+            low, high = gap["parameters"][parameter]["interval"]
+            assert low < truth < high and (low < 0 < high) == (truth == 0), (name, parameter)
+    page = sections.differences(list(found.values()))
+    assert "leave zero out: 2 of 4" in page and page.count("<b>") == 2
+    assert sections.differences([]) == "" == sections.differences(from_mlm(rows, []))

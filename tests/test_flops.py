@@ -25,11 +25,16 @@ def traced(objective: str, genes: int, **model):
         PRESET,
         model=dataclasses.replace(PRESET.model, **model),
         objective=dataclasses.replace(PRESET.objective, name=objective),
+        masking=dataclasses.replace(
+            PRESET.masking, strategy="mam" if model.get("latents") else "uniform"
+        ),
     )
     params = jax.eval_shape(lambda: step.initial_params(0, run.model, genes))
     moments = jax.eval_shape(optimizer.optimizer(run.train, 100).init, params)
     tokens, zeros = np.ones((B, run.model.length), np.int32), np.zeros(B, np.uint32)
     cells = masking.mask_cells(tokens, 0, zeros, zeros, genes, run.masking)
+    if run.model.encoding != "ranks":
+        cells = cells._replace(values_BxL=np.ones(tokens.shape, np.float32))
     sizes = run.model.length, cells.slots_BxM.shape[1], genes
     state = step.State(params, moments, np.int32(0))
     return run.program(), (state, cells), flops.of_cell(run.model, *sizes)
@@ -64,6 +69,18 @@ def test_the_formula_counts_every_product_of_the_step(objective, genes, model, r
         found = jax.make_jaxpr(lambda *of: step.held_out_sums(*of, program))(state.params, cells)
         assert 0 <= products(found.jaxpr) / B / formula.forward - 1 <= 0.1 * room
     assert formula.model == 3 * formula.forward < formula.hardware
+
+
+@pytest.mark.parametrize(
+    "more", [{"latents": 24}, {"encoding": "projection"}, {"encoding": "bins"}]
+)
+def test_latents_and_values_are_counted(more):
+    program, (state, cells), formula = traced("mlm", 512, **SMALL, **more)
+    found = jax.make_jaxpr(lambda *of: step.held_out_sums(*of, program))(state.params, cells)
+    shared = 2 * more.get("latents", 0) * SMALL["width"] ** 2  # queries, once for the batch
+    assert products(found.jaxpr) == B * formula.forward - (B - 1) * shared
+    plain = traced("mlm", 512, **SMALL)[2]
+    assert (formula.forward > plain.forward) == (more != {"encoding": "bins"})
 
 
 @pytest.mark.slow

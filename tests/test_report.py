@@ -103,6 +103,15 @@ def study(rows, tmp_path_factory):
     return folder, text
 
 
+def test_the_report_tells_how_cab_changes_the_curve(study):
+    folder, _ = study
+    gaps = json.loads((folder / "fits.json").read_text())["differences"]
+    [gap] = [g for g in gaps if (g["score"], g["read_from"]) == ("accuracy", "P")]
+    offsets = [of for of in gap["parameters"].values() if of["what"] == "offset"]
+    assert gap["other"] == "cab" and offsets
+    assert "Does the objective change the curve?" in (folder / "report.html").read_text()
+
+
 def test_verdicts_are_those_that_were_simulated(rows):
     verdicts = {c["number"]: c["verdict"] for c in judge_claims(rows)}
     wanted = {1: "supported", 3: "not tested", 4: "supported", 5: "not tested", 6: "supported",

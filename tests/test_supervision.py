@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from test_build import SETTINGS, _write
 
@@ -14,7 +15,7 @@ from scaling.corpus import build
 from scaling.pretrain import loop, sharding, step, supervision
 from scaling.pretrain.batches import Batches
 from scaling.pretrain.plan import Plan
-from scaling.pretrain.supervision import Classes, SupervisionSettings
+from scaling.pretrain.supervision import SupervisionSettings
 from scaling.pretrain.writer import read_rows
 from scaling.settings import Settings
 from scaling.sweeps import jobs
@@ -80,19 +81,24 @@ def trained(corpus, run, cells, classes, scale=4.0):
     )
 
 
+def fits_of(classes, *labels) -> np.ndarray:
+    of = classes["cell_type"]
+    return of.fits[of.numbers(pd.Series(labels))]
+
+
 def test_a_label_fits_itself_or_with_the_ontology_its_kinds(corpus):
     found = supervision.classes(SupervisionSettings(("cell_type", "sex")), corpus)
     assert found["cell_type"].names == ("B", "CD4 T", "T") and found["sex"].names == ("f", "m")
-    fits = found["cell_type"].of(np.array(["T", "", "unseen", "B"]))
+    fits = fits_of(found, "T", "", "unseen", "B")
     assert fits.tolist() == [[False, False, True], [False] * 3, [False] * 3, [True, False, False]]
     (folder := corpus.folder.parent)
     table = folder / "none.csv"
     table.write_text("label,term\n")
     known = SupervisionSettings(("cell_type",), 0.1, str(folder / "cl.obo"), str(table))
-    fits = supervision.classes(known, corpus)["cell_type"].of(np.array(["T", "CD4 T", "B"]))
+    fits = fits_of(supervision.classes(known, corpus), "T", "CD4 T", "B")
     assert fits.tolist() == [[False, True, True], [False, True, False], [True, False, False]]
     table.write_text("label,term\nCD4 T,\n")  # of no term: a class of its own
-    fits = supervision.classes(known, corpus)["cell_type"].of(np.array(["T", "CD4 T"]))
+    fits = fits_of(supervision.classes(known, corpus), "T", "CD4 T")
     assert fits.tolist() == [[False, False, True], [False, True, False]]
 
 
@@ -233,7 +239,3 @@ def test_supervision_is_an_axis():
     config.study.supervisions = ("cell_type",)
     with pytest.raises(ValueError, match="study.supervisions has 'cell_type'; each value is a"):
         jobs.plan(Settings.from_config(config))
-
-
-def test_classes_of_nothing_fit_nothing():
-    assert not Classes(("a", "b"), np.eye(2, dtype=bool)).of(np.array(["", "c"])).any()

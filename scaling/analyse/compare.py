@@ -9,7 +9,7 @@ from scaling.analyse import intervals
 from scaling.analyse.fits import cells_of
 from scaling.analyse.forms import columns_of, named
 from scaling.analyse.refits import refit
-from scaling.analyse.trends import finite, size_mean_draws
+from scaling.analyse.trends import KEY, finite, size_mean_draws, tidy
 
 WHAT = {"alpha": "exponent", "s": "exponent", "beta": "exponent", "E": "offset", "S_inf": "offset",
         "D0": "saturation"}  # fmt: skip
@@ -43,6 +43,37 @@ def differences(curves: dict, found: dict, scale: str, draws: int = 1000) -> lis
             parameters[name] = {"what": what, "value": float(gap[0]), "interval": ends}
         results.append({"one": one, "other": other, "form": form, "parameters": parameters})
     return results
+
+
+def from_mlm(rows: pd.DataFrame, fits: list[dict], draws: int = 500) -> list[dict]:
+    """How the curve of each other trained model differs from that of mlm, score by score.
+
+    Args:
+      rows: the scores table.
+      fits: what `fits.fit_table` made of it, over unique cells.
+    Returns: for each pair the keys of the scores, without the model's, and what `differences`
+      tells; none where mlm, or the other, has no curve. Of masked genes, at `<mask>` positions.
+    """
+    table = tidy(rows)
+    table = table[(table["kind"] == "pretrained") & (table["cells"] > 0)]
+    same, results = [name for name in KEY if name != "model"], []
+    by_key = {tuple(fit[name] for name in KEY): fit for fit in fits if fit["form"]}
+    for key, group in table[table["positions"].isin(["mask", ""])].groupby(same):
+        curves = {
+            model: (of["cells"], of["value"], None) for model, of in group.groupby("model")
+            if (*key, model) in by_key
+        }  # fmt: skip
+        for other in sorted(set(curves) - {"mlm"}) if "mlm" in curves else ():
+            pair = {name: curves[name] for name in ("mlm", other)}
+            found = {name: by_key[*key, name] for name in pair}
+            [gap] = differences(pair, found, found["mlm"]["scale"], draws)
+            gap["parameters"] = {n: of for n, of in gap["parameters"].items() if _told(of)}
+            results.append(dict(zip(same, key, strict=True)) | gap)
+    return results
+
+
+def _told(gap: dict) -> bool:
+    return bool(np.isfinite([gap["value"], *(gap["interval"] or ())]).all())
 
 
 def _draws(form, scale, x, y, x2, draws, seed) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import pandas as pd
 from scaling.analyse import sections
 from scaling.analyse.axes import apart
 from scaling.analyse.claims import judge_claims
+from scaling.analyse.compare import from_mlm
 from scaling.analyse.fits import fit_table
 from scaling.analyse.headline import headline
 from scaling.analyse.plots import SCORES, TASKS, draw_all
@@ -56,19 +57,20 @@ def analyse(
     rows = rows[~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)]
     fits = fit_table(rows)
     claims = judge_claims(rows)
-    write_report(out, rows, fits, claims, provenance, under_noise)
+    gaps = from_mlm(rows, fits)
+    write_report(out, rows, fits, claims, provenance, gaps, under_noise)
     return headline(rows, fits, claims)
 
 
 def write_report(
     workdir: Path, rows: pd.DataFrame, fits: list[dict], claims: list[dict], provenance: dict,
-    under_noise: Sequence[dict] = (),
+    gaps: Sequence[dict] = (), under_noise: Sequence[dict] = (),
 ) -> Path:
     """Write report.html (nothing outside it is needed to read it), fits.json and the PNGs."""
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     figures = draw_all(rows, fits, workdir / "plots")
-    record = {"fits": fits, "claims": claims, "provenance": provenance}
+    record = {"fits": fits, "claims": claims, "differences": gaps, "provenance": provenance}
     _write(workdir / "fits.json", json.dumps(record, indent=1, allow_nan=False))
     table = tidy(rows)
     body = [
@@ -92,6 +94,7 @@ def write_report(
         *[sections.figure(figure["path"], figure["title"]) for figure in under_noise],
         "<h2>Fitted curves</h2>",
         sections.fits(fits),
+        sections.differences(gaps),
         "<h2>What the curves leave over</h2>",
         "<p>Each run's score minus its fitted curve: points that lean to one side at some sizes "
         "say that the form does not fit.</p>",

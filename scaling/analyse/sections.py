@@ -231,6 +231,38 @@ def _short(value) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
+def differences(found: list[dict]) -> str:
+    """Exponents, offsets and saturation points of trained models, less those of mlm."""
+    if not found:
+        return ""
+    kinds = ("exponent", "offset", "saturation")
+    head = "".join(f"<th>{name}</th>" for name in ("score", "minus mlm", "form", *kinds))
+    lines, apart, told = [], 0, 0
+    for pair in found:
+        cells = []
+        for kind in kinds:
+            gaps = [g for g in pair["parameters"].values() if g["what"] == kind and g["interval"]]
+            parts = []
+            for gap in gaps:
+                low, high = gap["interval"]
+                beyond = low > 0 or high < 0
+                apart, told = apart + beyond, told + 1
+                text = f"{gap['value']:+.3g} [{_short(low)}, {_short(high)}]"
+                parts.append(f"<b>{text}</b>" if beyond else text)
+            cells.append("; ".join(parts) or "–")
+        reading = f" (read from {pair['read_from']})" if pair["read_from"] else ""
+        named = f"{pair['score']}{reading}, {pair['dataset']}", pair["other"], pair["form"]
+        row = "".join(f"<td>{html.escape(text)}</td>" for text in named)
+        lines.append(f"<tr>{row}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return (
+        "<h2>Does the objective change the curve?</h2><p>Each model's curve less that of mlm, both "
+        "in the form that fits the two best; 95 % intervals in brackets, bold where they leave "
+        f"zero out: {apart} of {told}. Seeds of two models are not paired. Saturation: logarithm "
+        "to base 10 of the size, or D0, of a saturating curve.</p>"
+        f'<table class="small"><tr>{head}</tr>{"".join(lines)}</table>'
+    )
+
+
 def provenance(known: dict) -> str:
     """What it takes to repeat the study."""
     lines = (

@@ -51,8 +51,8 @@ class Batches(grain.sources.RandomAccessDataSource):
         )  # fmt: skip
         self._cells = cell_hashes(corpus.obs["cell_id"].to_numpy()[self._rows])
         self._lengths = corpus.lengths(self._rows).clip(max=padded[-1])
-        self._labels = {column: corpus.obs[column].to_numpy(str)[self._rows] for column in classes}
-        self._classes = classes
+        labels = {column: corpus.obs[column].iloc[self._rows] for column in classes}
+        self._classes = {name: (of.numbers(labels[name]), of.fits) for name, of in classes.items()}
 
     def __len__(self) -> int:
         return self._steps
@@ -69,7 +69,7 @@ class Batches(grain.sources.RandomAccessDataSource):
             )
         draw, genes = (self._seed, epochs[mine], self._cells[chosen[mine]]), self._corpus.vocabulary
         how = len(genes), self._masks, len(genes.special), self._programs
-        fits = {name: of.of(self._labels[name][chosen[mine]]) for name, of in self._classes.items()}
+        fits = {name: fits[of[chosen[mine]]] for name, (of, fits) in self._classes.items()}
         masked = masking.mask_cells(tokens, *draw, *how)
         return masked._replace(values_BxL=values, fits=fits or None)
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from scaling.pretrain.expression import MIXED
 from scaling.pretrain.model import ModelSettings
 
 # Dense bfloat16 FLOP/s of a device, by its `device_kind`; others have no model FLOPs utilisation.
@@ -45,7 +46,8 @@ def of_cell(model: ModelSettings, length: int, slots: int, vocabulary: int) -> F
     The backward pass takes two products for each of the forward pass. Look-ups, norms, softmax and
     CAB's recurrence are left out, as there; so are its cosines, which need no matrix product: their
     sum follows from that of the rows. MAM's latents count once, though the draw of masks asks them
-    again.
+    again, and their queries for every cell, though a batch shares them. Heads of classes are left
+    out.
 
     What hardware adds (Korthikanti et al. 2022, arXiv 2205.05198): the backward pass computes
     scores of attention and logits again, and `model.remat` every layer. CAB adds nothing on CPU and
@@ -69,7 +71,9 @@ def of_cell(model: ModelSettings, length: int, slots: int, vocabulary: int) -> F
     layers = (model.layers - 1) * layer(L) + layer(M)
     logits = 2 * M * D * V
     latents = 2 * (2 * L + 2 * model.latents) * D * D + 4 * model.latents * L * D
+    projection = 2 * L * MIXED * (MIXED + D)
     forward = layers + 2 * M * D * D + logits + (latents if model.latents else 0)
+    forward += projection if model.encoding == "projection" else 0
     again = (model.layers - 1) * scores(L) + scores(M) + logits
     if model.remat:
         again += layers

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from scaling.corpus import cell_ontology
 from scaling.corpus.shards import Corpus
@@ -54,17 +55,16 @@ class Classes(NamedTuple):
 
     Attributes:
       names: of C classes.
-      fits_CxC: bool; a cell with the label of the row may be of the class of the column.
+      fits: bool [C + 1, C]: a cell with the label of the row may be of the class of the column; the
+        last row, of cells without a label, has none.
     """
 
     names: tuple[str, ...]
-    fits_CxC: np.ndarray
+    fits: np.ndarray
 
-    def of(self, labels: np.ndarray) -> np.ndarray:
-        """bool [cells, C]: the classes that cells may be of, none where the label is no class."""
-        number = {name: k for k, name in enumerate(self.names)}
-        known = np.append(self.fits_CxC, np.zeros((1, len(self.names)), bool), axis=0)
-        return known[[number.get(label, -1) for label in labels]]
+    def numbers(self, labels: pd.Series) -> np.ndarray:
+        """Number of each cell's label, -1 where it is no class: int [cells], rows of `fits`."""
+        return pd.Categorical(labels, self.names).codes
 
 
 def classes(settings: SupervisionSettings, corpus: Corpus) -> dict[str, Classes]:
@@ -88,7 +88,8 @@ def classes(settings: SupervisionSettings, corpus: Corpus) -> dict[str, Classes]
         fits = np.eye(len(names), dtype=bool)
         if column == "cell_type" and settings.ontology:
             fits |= _kinds(names, settings)
-        found[column] = Classes(names, fits)
+        nothing = np.zeros((1, len(names)), bool)
+        found[column] = Classes(names, np.append(fits, nothing, axis=0))
     return found
 
 
@@ -125,7 +126,7 @@ def sums(
       heads: of `initial_heads`.
       states_BxLxD: states that embeddings are read from.
       tokens_BxL: int32.
-      fits: bool [B, C] of each column, see `Classes.of`.
+      fits: bool [B, C] of each column, rows of `Classes.fits`.
     """
     real_BxLx1 = (tokens_BxL != PAD)[..., None]
     total_BxD = jnp.where(real_BxLx1, states_BxLxD, 0).sum(1, dtype=jnp.float32)
