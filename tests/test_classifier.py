@@ -149,7 +149,7 @@ def test_an_epoch_reads_every_cell_whole_with_its_label(tiny_corpus, monkeypatch
     cells, read = cells_of(tiny_corpus), []
 
     def step(moving, moments, still, batch, *rest):
-        read.append([np.asarray(array) for array in batch])
+        read.append([np.asarray(array) for array in (batch[0].tokens_BxL, batch[1])])
         return moving, moments, 0.0
 
     monkeypatch.setattr(classifier, "_step", step)
