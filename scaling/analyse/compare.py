@@ -37,8 +37,9 @@ def differences(curves: dict, found: dict, scale: str, draws: int = 1000) -> lis
                          for i, name in enumerate((one, other)))  # fmt: skip
         parameters = {}
         for name in first:
-            gap = second[name] - first[name]
-            ends = np.quantile(gap[1:], intervals.ENDS).tolist() if len(gap) > 1 else None
+            with np.errstate(invalid="ignore"):  # of two that are infinite
+                gap = second[name] - first[name]
+                ends = np.quantile(gap[1:], intervals.ENDS).tolist() if len(gap) > 1 else None
             what = WHAT.get(name, "saturation" if name == "log10_saturation" else "coefficient")
             parameters[name] = {"what": what, "value": float(gap[0]), "interval": ends}
         results.append({"one": one, "other": other, "form": form, "parameters": parameters})
@@ -89,7 +90,8 @@ def _draws(form, scale, x, y, x2, draws, seed) -> dict[str, np.ndarray]:
     values = named(form, points, centres)
     if form == "saturating":  # (D/D0)^-s = 0.05 S_inf
         top = np.maximum(0.05 * values["S_inf"], 1e-12)
-        values["log10_saturation"] = np.log10(values["D0"]) - np.log10(top) / values["s"]
+        with np.errstate(divide="ignore"):  # a D0 on its bound
+            values["log10_saturation"] = np.log10(values["D0"]) - np.log10(top) / values["s"]
     return values
 
 
