@@ -11,6 +11,8 @@ from scaling.analyse.forms import columns_of, named
 from scaling.analyse.refits import refit
 from scaling.analyse.trends import KEY, finite, size_mean_draws, tidy
 
+# Whose curves are compared in a report; every pair takes seconds.
+SCORES = ("loss", "accuracy", "logistic_macro_f1", "avg_bio", "average_batch_score")
 WHAT = {"alpha": "exponent", "s": "exponent", "beta": "exponent", "E": "offset", "S_inf": "offset",
         "D0": "saturation"}  # fmt: skip
 
@@ -47,7 +49,7 @@ def differences(curves: dict, found: dict, scale: str, draws: int = 1000) -> lis
 
 
 def from_mlm(rows: pd.DataFrame, fits: list[dict], draws: int = 500) -> list[dict]:
-    """How the curve of each other trained model differs from that of mlm, score by score.
+    """How the curve of each other trained model differs from that of mlm, for each of SCORES.
 
     Args:
       rows: the scores table.
@@ -57,6 +59,7 @@ def from_mlm(rows: pd.DataFrame, fits: list[dict], draws: int = 500) -> list[dic
     """
     table = tidy(rows)
     table = table[(table["kind"] == "pretrained") & (table["cells"] > 0)]
+    table = table[table["score"].isin(SCORES)]
     same, results = [name for name in KEY if name != "model"], []
     by_key = {tuple(fit[name] for name in KEY): fit for fit in fits if fit["form"]}
     for key, group in table[table["positions"].isin(["mask", ""])].groupby(same):
