@@ -191,6 +191,16 @@ def run_of(encoding: str, strategy: str = "uniform", micro_batches: int = 1) -> 
     return Settings.from_config(config).run
 
 
+@pytest.mark.parametrize("encoding", WITH_VALUES)
+def test_a_batch_has_the_values_of_its_cells(corpus, encoding):
+    chosen, _ = Plan(len(corpus.obs), 8, 0).at(0)
+    cells, wanted = batch_of(corpus, encoding), corpus.inputs(chosen, 12, encoding)
+    np.testing.assert_array_equal(cells.values_BxL, wanted.values_BxL)
+    assert len(np.unique(wanted.values_BxL, axis=0)) > 4
+    seen = cells.inputs_BxL == wanted.tokens_BxL
+    assert 0.6 < seen.mean() < 1  # the same cells, some of their genes masked
+
+
 @pytest.mark.parametrize(("encoding", "strategy"), [
     ("bins", "uniform"), ("projection", "uniform"), ("counts", "uniform"), ("bins", "mam")
 ])  # fmt: skip

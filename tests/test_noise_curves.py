@@ -20,7 +20,8 @@ def rows_of(**axes) -> pd.DataFrame:
                 of_run = dict(zip(axes, values, strict=True))
                 found.append({**common, "of": of, "score": score, "model": "cab", "cells": cells,
                               "kind": "pretrained", **of_run, "value": cells / 1_000 - seed / 10,
-                              "low": cells / 1_000 - 0.3, "high": 1 - seed / 100})  # fmt: skip
+                              "low": cells / 1_000 - 0.3 - seed / 50,
+                              "high": 1 - seed / 100})  # fmt: skip
         for model in ("pca", "hvg"):
             found.append({**common, "of": of, "score": score, "model": model, "cells": 900,
                           "kind": "baseline", "value": 0.5, "low": 0.4, "high": 0.6})  # fmt: skip
@@ -49,7 +50,7 @@ def test_a_line_is_the_largest_models_mean_over_seeds(drawn, tmp_path):
         for of in ("0 % of cells noised", "40 % of cells noised")
     }  # fmt: skip
     for score in lines["cab"]:
-        assert (score.value, score.low, score.high) == pytest.approx((0.85, 0.6, 1.0))
+        assert (score.value, score.low, score.high) == pytest.approx((0.85, 0.58, 1.0))
 
 
 def test_the_first_axis_that_varies_makes_lines_and_others_pictures(drawn, tmp_path):
