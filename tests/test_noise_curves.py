@@ -64,6 +64,14 @@ def test_the_first_axis_that_varies_makes_lines_and_others_pictures(drawn, tmp_p
         assert set(lines) == {"cab (input ranks)", "cab (input bins)", "pca", "hvg"}
 
 
+def test_variants_and_schemes_are_not_averaged(drawn, tmp_path):
+    noise_curves.draw_all(rows_of(variant=["recalibrated", "plain"]), tmp_path)
+    assert set(drawn["noise_noised_kang.png"]) == {"cab", "cab_plain", "pca", "hvg"}
+    noise_curves.draw_all(rows_of(scheme=["random", "sketch"]), tmp_path)
+    lines = drawn["noise_noised_kang.png"]
+    assert set(lines) == {"cab (random subsets)", "cab (sketch subsets)", "pca", "hvg"}
+
+
 def test_a_ninth_line_is_left_out_and_it_is_a_baseline(drawn, tmp_path):
     noise_curves.draw_all(rows_of(encoding=[f"e{k}" for k in range(7)]), tmp_path)
     lines = list(drawn["noise_noised_kang.png"])

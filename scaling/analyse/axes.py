@@ -25,10 +25,15 @@ def apart(rows: pd.DataFrame) -> pd.DataFrame:
       rows: one row per score; a table without the columns of AXES, or in which each has one value,
         is given back as it is.
     """
-    if "variant" in rows:
-        plain = (rows["model"] == "cab") & (rows["variant"] == "plain")
-        rows = rows.assign(model=rows["model"].mask(plain, "cab_plain")) if plain.any() else rows
-    return _apart(rows, [axis for axis in AXES if axis in rows])
+    return _apart(variants_apart(rows), [axis for axis in AXES if axis in rows])
+
+
+def variants_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """Names the model of the plain variant of cab "cab_plain"."""
+    if "variant" not in rows:
+        return rows
+    plain = (rows["model"] == "cab") & (rows["variant"] == "plain")
+    return rows.assign(model=rows["model"].mask(plain, "cab_plain")) if plain.any() else rows
 
 
 def _apart(rows: pd.DataFrame, axes: list[str]) -> pd.DataFrame:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from scaling.analyse.axes import AXES
+from scaling.analyse import axes
 from scaling.evaluate import noise
 from scaling.evaluate.intervals import Score
 
 KINDS = {"noised": "cells noised", "thinned": "counts kept"}
+AXES = {**axes.AXES, "scheme": "{} subsets"}
 FIRST = {"pretrained": 0, "baseline": 1}
 SAFE = str.maketrans(" /", "__")  # in names of files
 
@@ -20,7 +21,7 @@ def draw_all(rows: pd.DataFrame, folder: Path) -> list[dict]:
     Lines are the models at the largest size, and where an axis varies its values, as "cab (input
     bins)"; where several vary, there is a picture for each value of the others. A line is the mean
     of its seeds, its band reaches over all their intervals. Trained models come first, and what is
-    beyond the eighth line is left out.
+    beyond the eighth line is left out. The two variants of cab are two models.
 
     Args:
       rows: the scores table, one row per score.
@@ -32,7 +33,7 @@ def draw_all(rows: pd.DataFrame, folder: Path) -> list[dict]:
     if not {"task", "of", "cells", "model"} <= set(rows):
         return []
     rows = rows[(rows["task"] == "noise") & rows["value"].notna()]
-    rows = rows[rows["score"].isin(noise.PANELS)]
+    rows = axes.variants_apart(rows[rows["score"].isin(noise.PANELS)])
     if rows.empty:
         return []
     rows = rows[rows["cells"] == rows.groupby("model")["cells"].transform("max")]
