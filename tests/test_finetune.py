@@ -10,12 +10,14 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import f1_score, roc_auc_score
 
 from configs import default, finetune_cell_types
 from scaling.evaluate import classifier, finetune, tuned_cells, tuned_genes
 from scaling.evaluate.tuned_genes import GenePredictions
 from scaling.evaluate.tuning import FinetuneSettings
+from scaling.geneformer import files
 from scaling.pretrain import loop
 from scaling.pretrain.model import ModelSettings
 from scaling.pretrain.step import initial_params
@@ -336,6 +338,45 @@ def test_a_folder_keeps_what_was_found(tiny_corpus, run, tmp_path, monkeypatch):
     assert not list(folder.glob("*.partial"))
 
 
+FIRST = dataclasses.replace(SHORT, pooling="first", learning_rate=0.1)
+
+
+def test_a_classifier_is_kept_as_files_where_bert_has_its_like(tiny_corpus, run, tmp_path):
+    finetune.finetune(FIRST, run, tiny_corpus, tmp_path / "first")
+    table = pd.read_parquet(tmp_path / "first" / "predictions.parquet").set_index("cell_id")
+    found = files.read(tmp_path / "first" / "classifier")
+    assert [f"p({name})" for name in found.labels] == table.columns[3:].tolist()
+    module = tuned_cells.head(MODEL, tiny_corpus, FIRST, len(found.labels))
+    assert found.model == module.model
+    rows = tiny_corpus.obs.index[tiny_corpus.obs["cell_id"].isin(table.index)].to_numpy()
+    unread = {"bias": np.zeros(len(tiny_corpus.vocabulary))}
+    params = {**found.params, "encoder": unread | found.params["encoder"]}
+    for places, _, logits in classifier.logits(params, module, tiny_corpus, rows, 1):
+        wanted = table.loc[tiny_corpus.obs.loc[rows[places], "cell_id"]].iloc[:, 3:]
+        np.testing.assert_allclose(softmax(logits, axis=1), wanted, atol=1e-6)
+    assert len(rows) == len(table) and wanted.std(axis=0).min() > 1e-5
+    finetune.finetune(SHORT, run, tiny_corpus, tmp_path / "mean")
+    assert not (tmp_path / "mean" / "classifier").exists()
+
+
+@pytest.mark.slow
+def test_the_transformers_library_classifies_as_we_do(tiny_corpus, run, tmp_path):
+    torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[bench]'")
+    theirs = pytest.importorskip("transformers", reason="parity needs transformers")
+    finetune.finetune(FIRST, run, tiny_corpus, tmp_path / "tuned")
+    folder = tmp_path / "tuned" / "classifier"
+    model = theirs.BertForSequenceClassification.from_pretrained(folder).eval()
+    table = pd.read_parquet(tmp_path / "tuned" / "predictions.parquet")
+    row = tiny_corpus.obs.index[tiny_corpus.obs["cell_id"] == table["cell_id"][0]]
+    cell = torch.tensor(tiny_corpus.tokens(row.to_numpy(), MODEL.length).astype(np.int64))
+    with torch.no_grad():
+        found = model(cell, attention_mask=(cell != 0).long()).logits
+    shares = torch.softmax(found, 1)[0].tolist()
+    names = [f"p({model.config.id2label[k]})" for k in range(len(shares))]
+    ours = table.iloc[0, 4:].to_dict()
+    assert dict(zip(names, shares, strict=True)) == pytest.approx(ours, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_folds_that_are_done_are_not_done_again(
     tiny_corpus, run, tmp_path, monkeypatch, gene_table
@@ -353,7 +394,9 @@ def test_folds_that_are_done_are_not_done_again(
     monkeypatch.setattr(classifier, "train", train)
     with pytest.raises(KeyboardInterrupt):
         finetune.finetune(settings, run, tiny_corpus, tmp_path / "cut")
-    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["fold-1.npz", "settings.json"]
+    kept = sorted(p.name for p in (tmp_path / "cut").iterdir())
+    assert kept == ["fold-1", "fold-1.npz", "settings.json"]
+    assert files.read(tmp_path / "cut" / "fold-1").labels == ("high", "low")
     assert finetune.finetune(settings, run, tiny_corpus, tmp_path / "cut") == wanted
     assert len(calls) == 4
 

@@ -30,7 +30,7 @@ MODEL = ModelSettings(
     layers=3, width=16, heads=4, feed_forward=24, length=20, activation="relu", dropout=0.02,
     norm_epsilon=1e-12, attention_dropout=0.02,
 )  # fmt: skip
-V = 50
+V, NAMES = 50, ("T cell", "B cell", "NK", "B", "other")
 TOKENS = np.array([[3, 4, 9, 12, 0, 0], [7, 6, 5, 2, 11, 30]], np.int32)
 ARCHITECTURES = {"BertForMaskedLM": "masked_lm", "BertForSequenceClassification": "cells",
                  "BertForTokenClassification": "genes"}  # fmt: skip
@@ -47,7 +47,8 @@ def weights(kind="masked_lm", model=MODEL, seed=0) -> files.Weights:
         for name, rows in (("pooler", 16), ("logits", 5))[kind == "genes" :]:
             kernel, bias = draw.normal(size=(16, rows)), draw.normal(size=rows)
             params[name] = {"kernel": kernel.astype("f4"), "bias": bias.astype("f4")}
-    return files.Weights(model, V, kind, params)
+    labels = () if kind in ("masked_lm", "cab") else NAMES
+    return files.Weights(model, V, kind, params, labels)
 
 
 def vocabulary(genes=V - 2) -> Vocabulary:
@@ -56,6 +57,7 @@ def vocabulary(genes=V - 2) -> Vocabulary:
 
 def assert_equal(one: files.Weights, other: files.Weights):
     assert (one.model, one.vocabulary, one.kind) == (other.model, other.vocabulary, other.kind)
+    assert one.labels == other.labels
     assert set(one.unread) == set(other.unread)
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     jax.tree.map(np.testing.assert_array_equal, one.unread, other.unread)
@@ -75,7 +77,7 @@ def saved(transformers, architecture: str, folder, activation="relu"):
     config = transformers.BertConfig(
         vocab_size=V, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
         intermediate_size=24, max_position_embeddings=20, hidden_act=activation,
-        layer_norm_eps=1e-12, pad_token_id=0, num_labels=5,
+        layer_norm_eps=1e-12, pad_token_id=0, id2label=dict(enumerate(NAMES)),
     )  # fmt: skip
     model = getattr(transformers, architecture)(config).eval()
     with torch.no_grad():
@@ -100,12 +102,14 @@ def test_the_librarys_files_come_back_tensor_for_tensor(transformers, architectu
     model = saved(transformers, architecture, tmp_path / "theirs")
     found = files.read(tmp_path / "theirs")
     assert found.kind == ARCHITECTURES[architecture]
+    assert found.labels == (() if found.kind == "masked_lm" else NAMES)
     files.write(found, tmp_path / "ours")
     one, other = (
         safetensors.numpy.load_file(tmp_path / name / files.WEIGHTS) for name in ("theirs", "ours")
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
     again = getattr(transformers, architecture).from_pretrained(tmp_path / "ours").eval()
+    assert not found.labels or again.config.id2label == dict(enumerate(NAMES))
     np.testing.assert_array_equal(outputs(again)[1], outputs(model)[1])
 
 
@@ -131,7 +135,7 @@ def test_states_of_the_published_sizes_are_the_librarys(transformers, preset, to
     import torch
 
     model = ModelSettings(**preset.get_config().model.to_dict())
-    config = transformers.BertConfig(**config_of(model, tokens, "masked_lm", 0, 2))
+    config = transformers.BertConfig(**config_of(model, tokens, "masked_lm", (), 2))
     torch.manual_seed(0)
     theirs = transformers.BertForMaskedLM(config).eval()
     theirs.save_pretrained(tmp_path)
@@ -211,10 +215,11 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
     "field,value,words",
     [("model_type", "gpt2", "model_type is 'gpt2'"), ("hidden_act", "tanh", "hidden_act"),
      ("position_embedding_type", "relative_key", "absolute"), ("vocab_size", None, "vocab_size"),
-     ("num_hidden_layers", None, "num_hidden_layers"), ("architectures", ["GPT"], "'GPT'")],
+     ("num_hidden_layers", None, "num_hidden_layers"), ("architectures", ["GPT"], "'GPT'"),
+     ("id2label", {"0": "a", "2": "b"}, "id2label names 0, 2; name the classes from 0 on")],
 )  # fmt: skip
 def test_models_that_the_encoder_is_not_are_refused(field, value, words, tmp_path):
-    files.write(weights(), tmp_path)
+    files.write(weights("cells"), tmp_path)
     config = json.loads((tmp_path / files.CONFIG).read_text())
     if value is None:
         del config[field]

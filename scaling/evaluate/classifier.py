@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from scaling.corpus.encodings import Cells
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import tuning
+from scaling.geneformer import files
 from scaling.pretrain import sharding
 from scaling.pretrain.model import Dropout, ModelSettings, RankEncoder
 from scaling.pretrain.plan import Plan, padded_lengths
@@ -163,6 +165,23 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     counted = labels >= 0
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return jnp.where(counted, each, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+
+
+def export(
+    params: dict, module: Classifier, classes: tuple[str, ...], folder: pathlib.Path
+) -> None:
+    """Writes a classifier as files that the transformers library loads, where BERT has its like.
+
+    BERT has none of mean pooling, of other inputs than ranks, and of latents: nothing is written.
+
+    Args:
+      params, module: the classifier.
+      classes: names, in the order of the logits.
+      folder: gets config.json and model.safetensors.
+    """
+    kind = {"first": "cells", "none": "genes"}.get(module.pooling)
+    if kind and files.has_place(module.model):
+        files.write(files.Weights(module.model, module.vocabulary, kind, params, classes), folder)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "settings", "steps"))

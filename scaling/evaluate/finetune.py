@@ -9,7 +9,7 @@ import pandas as pd
 
 from scaling import provenance
 from scaling.corpus.shards import VOCABULARY, Corpus
-from scaling.evaluate import tuned_cells, tuned_genes
+from scaling.evaluate import classifier, tuned_cells, tuned_genes
 from scaling.evaluate.tuned_cells import Predictions, finetune_cells
 from scaling.evaluate.tuned_genes import GenePredictions, finetune_genes
 from scaling.evaluate.tuning import FinetuneSettings
@@ -33,7 +33,8 @@ def finetune(
       settings: of the fine-tuning.
       run: folder of a trained run, or one of its checkpoints/STEP.
       corpus: with labels, built with the run's vocabulary.
-      folder: gets settings.json, scores.jsonl, predictions.parquet, and of genes fold-<k>.npz.
+      folder: gets settings.json, scores.jsonl, predictions.parquet, of genes fold-<k>.npz, and
+        the classifiers: `classifier` or fold-<k>, see `classifier.export`.
 
     Returns:
       One row a score: task, dataset, dataset_hash, the fields of a `Score`, seed, start, model
@@ -63,6 +64,8 @@ def finetune(
         encoder = loop.load_params(run, model, len(corpus.vocabulary), at)
     if settings.task == "cells":
         found = finetune_cells(encoder, model, corpus, settings)
+        module = tuned_cells.head(model, corpus, settings, len(found.classes))
+        classifier.export(found.params, module, found.classes, folder / "classifier")
         scored, table = tuned_cells.scores(found, settings.seed), _table(found)
     else:
         found = finetune_genes(encoder, model, corpus, settings, folder=folder)

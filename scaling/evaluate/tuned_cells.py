@@ -30,6 +30,7 @@ class Predictions:
       note: what was left out.
       losses: of each training step.
       train_labels: class of each cell trained on.
+      params: of the `Classifier`.
     """
 
     cells: np.ndarray
@@ -42,6 +43,7 @@ class Predictions:
     note: str
     losses: list[float]
     train_labels: np.ndarray
+    params: dict
 
 
 def finetune_cells(
@@ -97,7 +99,7 @@ def finetune_cells(
     predicted = np.array(classes)[found.argmax(1)]
     about = tuple(classes), donors, split, "; ".join(note), losses
     taught = train["cell_type"].to_numpy(str)
-    return Predictions(ids, true, predicted, found, *about, taught)
+    return Predictions(ids, true, predicted, found, *about, taught, params)
 
 
 def scores(found: Predictions, seed: int = 0) -> list[Score]:

@@ -57,7 +57,8 @@ def finetune_genes(
 
     Args:
       encoder, model, corpus, settings, devices: see `finetune_cells`; cells need no label.
-      folder: keeps the folds that are done, to go on from there; None keeps none.
+      folder: keeps the folds that are done and their classifiers, to go on from there; None keeps
+        none.
 
     Raises:
       ValueError: a bad CSV of classes, too few genes, cells, donors or steps.
@@ -98,6 +99,7 @@ def finetune_genes(
             asked = corpus, test, settings.buckets, devices
             found, of = _occurrences(classifier.logits(params, module, *asked), mine, size)
             if path:
+                classifier.export(params, module, classes, path.with_suffix(""))
                 _save(path, logits=found, gene=of)
         else:
             with np.load(path) as held:

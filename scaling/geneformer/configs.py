@@ -62,8 +62,10 @@ def settings_of(config: dict, path: pathlib.Path) -> ModelSettings:
         raise ValueError(f"{path}: no {error.args[0]}; give the config.json of a BERT") from error
 
 
-def config_of(model: ModelSettings, vocabulary: int, kind: str, labels: int, types: int) -> dict:
-    """The `config.json` of an encoder, for the transformers library."""
+def config_of(
+    model: ModelSettings, vocabulary: int, kind: str, labels: tuple[str, ...], types: int
+) -> dict:
+    """The `config.json` of an encoder, for the transformers library; labels are of classes."""
     named = {of: name for name, of in ARCHITECTURES.items()}
     config = {
         "architectures": [named["masked_lm" if kind == "cab" else kind]],
@@ -84,8 +86,8 @@ def config_of(model: ModelSettings, vocabulary: int, kind: str, labels: int, typ
         "dtype": "float32",
     }
     if labels:
-        config["id2label"] = {str(k): f"LABEL_{k}" for k in range(labels)}
-        config["label2id"] = {f"LABEL_{k}": k for k in range(labels)}
+        config["id2label"] = {str(k): name for k, name in enumerate(labels)}
+        config["label2id"] = {name: k for k, name in enumerate(labels)}
     return config
 
 
@@ -100,6 +102,15 @@ def kind_of(config: dict, path: pathlib.Path) -> str:
     return ARCHITECTURES[named[0]]
 
 
-def labels_of(config: dict) -> int:
-    """Number of classes."""
-    return len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+def labels_of(config: dict, path: pathlib.Path) -> tuple[str, ...]:
+    """Names of the classes, in the order of their logits.
+
+    Raises:
+      ValueError: a class lacks its name.
+    """
+    names = config.get("id2label")
+    if names is None:
+        names = {str(k): f"LABEL_{k}" for k in range(config.get("num_labels", 2))}
+    if set(names) != {str(k) for k in range(len(names))}:
+        raise ValueError(f"{path}: id2label names {', '.join(names)}; name the classes from 0 on")
+    return tuple(str(names[str(k)]) for k in range(len(names)))

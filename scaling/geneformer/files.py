@@ -32,6 +32,7 @@ class Weights:
       vocabulary: V.
       kind: "masked_lm", "cab", "cells" or "genes": which head it has.
       params: of `RankEncoder`, or of `evaluate.classifier.Classifier` where the kind is of classes.
+      labels: names of the classes, in the order of their logits.
       unread: tensors of the file that no output depends on, by name: the second token type, and a
         pooler that no head reads. They go back into a file.
     """
@@ -40,6 +41,7 @@ class Weights:
     vocabulary: int
     kind: str
     params: dict
+    labels: tuple[str, ...] = ()
     unread: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -56,8 +58,8 @@ def read(folder: pathlib.Path) -> Weights:
     tensors = _read_tensors(folder)
     kind = "cab" if "transform.dense.weight" in tensors else kind_of(config, folder / CONFIG)
     model, vocabulary = settings_of(config, folder / CONFIG), config["vocab_size"]
-    labels = labels_of(config) if kind in ("cells", "genes") else 0
-    expected = {name: shape for name, _, _, shape in table(model, vocabulary, kind, labels)}
+    labels = labels_of(config, folder / CONFIG) if kind in ("cells", "genes") else ()
+    expected = {name: shape for name, _, _, shape in table(model, vocabulary, kind, len(labels))}
     expected[TYPES] = (config.get("type_vocab_size", 2), model.width)
     if kind == "cab":
         expected["decoder.weight"] = expected[WORDS]
@@ -73,11 +75,11 @@ def read(folder: pathlib.Path) -> Weights:
             )
     params = unflatten_dict({
         path: ours(given[name], form, model).astype(np.float32)
-        for name, path, form, _ in table(model, vocabulary, kind, labels)
+        for name, path, form, _ in table(model, vocabulary, kind, len(labels))
     })  # fmt: skip
     if len(given[TYPES]) > 1:
         unread[TYPES] = given[TYPES][1:]
-    return Weights(model, vocabulary, kind, params, unread)
+    return Weights(model, vocabulary, kind, params, labels, unread)
 
 
 def write(weights: Weights, folder: pathlib.Path) -> None:
@@ -85,10 +87,9 @@ def write(weights: Weights, folder: pathlib.Path) -> None:
 
     The factor of a width-transferred head (`ModelSettings.ratio`) goes into its norm.
     """
-    model, kind = weights.model, weights.kind
-    labels = len(weights.params["logits"]["bias"]) if kind in ("cells", "genes") else 0
+    model, kind, labels = weights.model, weights.kind, weights.labels
     leaves, tensors = flatten_dict(weights.params), {}
-    for name, path, form, shape in table(model, weights.vocabulary, kind, labels):
+    for name, path, form, shape in table(model, weights.vocabulary, kind, len(labels)):
         leaf = np.asarray(leaves[path])
         if path[0] == "head_norm":
             leaf = leaf * np.float32(model.ratio)
@@ -101,6 +102,11 @@ def write(weights: Weights, folder: pathlib.Path) -> None:
     config = json.dumps(config_of(model, weights.vocabulary, kind, labels, len(tensors[TYPES])))
     _write(folder / WEIGHTS, safetensors.numpy.save(tensors | unread, {"format": "pt"}))
     _write(folder / CONFIG, config.encode())
+
+
+def has_place(model: ModelSettings) -> bool:
+    """Whether Geneformer's files can hold such an encoder: one of ranks, without latents."""
+    return model.encoding == "ranks" and not model.latents
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:

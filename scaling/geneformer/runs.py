@@ -15,7 +15,7 @@ from scaling.corpus import dictionaries
 from scaling.corpus.shards import VOCABULARY
 from scaling.corpus.vocabulary import Vocabulary
 from scaling.geneformer.configs import CONFIG
-from scaling.geneformer.files import Weights, read
+from scaling.geneformer.files import Weights, has_place, read
 from scaling.pretrain import checkpoint, loop, masking
 from scaling.pretrain.model import ModelSettings
 
@@ -77,7 +77,7 @@ def of_run(given: pathlib.Path, kind: str = "masked_lm") -> Weights:
       ValueError: there is no run or no such checkpoint, or it is another model than Geneformer.
     """
     params, model, vocabulary = encoder(given)
-    if model.encoding != "ranks" or model.latents:
+    if not has_place(model):
         raise ValueError(
             f"{given} has model.encoding={model.encoding} and model.latents={model.latents}, for "
             "which Geneformer's weights have no place; give a run with ranks and without latents"
@@ -85,7 +85,7 @@ def of_run(given: pathlib.Path, kind: str = "masked_lm") -> Weights:
     path = loop.run_and_step(given)[0] / UNREAD
     unread = safetensors.numpy.load_file(path) if path.exists() else {}
     params = jax.tree.map(np.asarray, params)
-    return Weights(model, len(vocabulary), kind, params, unread)
+    return Weights(model, len(vocabulary), kind, params, unread=unread)
 
 
 def encoder(given: pathlib.Path, words: str = "") -> tuple[dict, ModelSettings, Vocabulary]:
