@@ -3,6 +3,7 @@
 import dataclasses
 
 import anndata
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy import sparse
@@ -265,6 +266,15 @@ def test_picture_replaces_the_old_one_only_when_finished(tmp_path):
         with pytest.raises(ValueError, match="give those of one question"):
             noise.draw(wrong, path, title="Noise")
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["pca", "untrained (input projection)"])
+def test_the_key_of_eight_lines_is_whole(name, tmp_path):
+    found = noise.gaussian(by_marker, cells(60))
+    lines = {name + " " * n: found for n in range(8)}
+    noise.draw(lines, tmp_path / "a.png", title="Noise", band="intervals of all seeds")
+    key = plt.imread(tmp_path / "a.png")[-60:]  # the last line of it
+    assert (key[:, :4] == 1).all() and (key[:, -4:] == 1).all() and (key != 1).any()
 
 
 @pytest.mark.slow

@@ -268,7 +268,8 @@ def draw(
     handles = axes[0].get_legend_handles_labels()
     handles[0].append(plt.Rectangle((0, 0), 1, 1, color="#555555", alpha=0.25, lw=0))
     handles[1].append(band)
-    figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    columns = 5 if max(map(len, results)) < 16 else 3  # that the figure is wide enough for
+    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, dpi=140, format="png")
     plt.close(figure)
