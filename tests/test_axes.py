@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from scaling.analyse import axes
+from scaling.analyse.headline import headline
 
 ROWS = pd.DataFrame(
     [
@@ -44,3 +45,16 @@ def test_a_table_in_which_no_axis_varies_stays_as_it_is(rows):
 def test_durations_are_told_as_they_were_asked_for():
     rows = pd.concat([ROWS.iloc[[0, 4]], ROWS.iloc[[0]].assign(duration="40 steps")])
     assert set(axes.apart(rows)["dataset"]) == {"kang (3 epochs)", "kang (40 steps)"}
+
+
+def test_the_headline_counts_the_runs_of_every_value():
+    runs = [
+        {"encoding": encoding, "init_seed": seed, "subset_seed": seed, "dataset": f"x ({encoding})"}
+        for encoding in ("bins", "ranks") for seed in (0, 1, 2)
+    ]  # fmt: skip
+    fixed = {"model": "mlm", "kind": "pretrained", "task": "cell_types", "score": "accuracy"}
+    fixed |= {"cells": 100, "exposures": 100, "tokens": 900, "value": 0.5, "converged": True}
+    fixed |= {"mask_seed": 0, "note": "", "positions": "", "read_from": ""}
+    said = headline(pd.DataFrame(runs).assign(**fixed, masking_rate=None), [], [])
+    assert said.startswith("Study: 6 pretrained models; sizes: 1 (100 cells")
+    assert "seeds per model and size: 3;" in said

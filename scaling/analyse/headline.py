@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from scaling.analyse.axes import AXES
 from scaling.analyse.claims import (
     BIOLOGY,
     CAB,
@@ -43,12 +44,12 @@ def headline(rows: pd.DataFrame, fits: list[dict], claims: list[dict]) -> str:
 
 def _scope(table, fits) -> str:
     runs = table[table["kind"] == "pretrained"]
-    one = ["model", "scheme", "cells", "exposures", "subset_seed", "init_seed"]
-    each = runs.drop_duplicates(one)
+    alike = ["model", "scheme", "cells", *(axis for axis in AXES if axis in runs)]
+    each = runs.drop_duplicates([*alike, "exposures", "subset_seed", "init_seed"])
     sizes, unconverged = sorted(runs["cells"].unique()), int((each["converged"] == False).sum())  # noqa: E712
     if not sizes:
         return "Study: no pretrained model in the table."
-    seeds = each.groupby(["model", "scheme", "cells"]).size()
+    seeds = each.groupby(alike, dropna=False).size()
     span = f"{sizes[0]:,.0f}" + (f" to {sizes[-1]:,.0f}" if len(sizes) > 1 else "")
     each_seeds = f"{seeds.min()}" + (f" to {seeds.max()}" if seeds.min() < seeds.max() else "")
     line = (

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
+from tqdm import tqdm
 
 from scaling.analyse.fits import LOWER_IS_BETTER
 from scaling.analyse.trends import tidy
@@ -74,27 +75,29 @@ def draw_all(rows: pd.DataFrame, fits: list[dict], folder: Path) -> list[dict]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures, table = [], drawable(tidy(rows))
-    for task in TASKS:
-        part = table[table["task"] == task]
-        for dataset, here in part.groupby("dataset"):
-            for read_from in sorted(set(here["read_from"]) - {""}) or [""]:
-                shown = here[here["read_from"].isin([read_from, ""])]
-                title = f"{TASKS[task]}, {dataset}"
-                title += f": predictions read from {read_from}" if read_from else ""
-                name = "_".join(filter(None, [task, str(dataset), read_from])).replace("/", "_")
-                path = folder / f"{name}.png"
-                curves = [
-                    f for f in fits
-                    if (f["task"], f["dataset"], f["read_from"]) == (task, dataset, read_from)
-                    and f["positions"] in ("mask", "")
-                ]  # fmt: skip
-                _draw(shown, curves, title, path, _panel)
-                left = None
-                if any(f["band"] for f in curves):
-                    left = folder / f"{name}_residuals.png"
-                    _draw(_residuals(shown, curves), [], title, left, _residual_panel)
-                figures.append({"path": path, "residuals": left, "title": title, "task": task,
-                                "dataset": dataset, "read_from": read_from})  # fmt: skip
+    asked = [
+        (task, dataset, read_from, here[here["read_from"].isin([read_from, ""])])
+        for task in TASKS
+        for dataset, here in table[table["task"] == task].groupby("dataset")
+        for read_from in sorted(set(here["read_from"]) - {""}) or [""]
+    ]
+    for task, dataset, read_from, shown in tqdm(asked, "pictures", unit="picture", leave=False):
+        title = f"{TASKS[task]}, {dataset}"
+        title += f": predictions read from {read_from}" if read_from else ""
+        name = "_".join(filter(None, [task, str(dataset), read_from])).replace("/", "_")
+        path = folder / f"{name}.png"
+        curves = [
+            f for f in fits
+            if (f["task"], f["dataset"], f["read_from"]) == (task, dataset, read_from)
+            and f["positions"] in ("mask", "")
+        ]  # fmt: skip
+        _draw(shown, curves, title, path, _panel)
+        left = None
+        if any(f["band"] for f in curves):
+            left = folder / f"{name}_residuals.png"
+            _draw(_residuals(shown, curves), [], title, left, _residual_panel)
+        figures.append({"path": path, "residuals": left, "title": title, "task": task,
+                        "dataset": dataset, "read_from": read_from})  # fmt: skip
     return figures
 
 
