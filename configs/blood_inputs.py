@@ -3,7 +3,7 @@
 Command: python -m experiments.study --config=configs/blood_inputs.py --at_once=2 \\
   --config.data.h5ad=GLOB --config.data.score_on=GLOB --config.data.gene_names=TABLE.csv \\
   --workdir=runs/blood_inputs
-Result: not run whole yet.
+Result: experiments/blood_inputs/README.md.
 """
 
 import ml_collections
