@@ -1,4 +1,4 @@
-"""Does every stage still run? The smallest study, a minute long; its numbers mean nothing.
+"""Does every stage still run? The smallest study, minutes long; its numbers mean nothing.
 
 Command: python -m experiments.study --config=configs/smoke.py --workdir=runs/smoke
 """

@@ -29,6 +29,8 @@ def main() -> str:
     out = pathlib.Path(OUT.value)
     if (WEIGHTS.value is None) == (CHECKPOINT.value is None):
         raise ValueError("give --weights to make a run, or --checkpoint to write its weights")
+    if out.exists():
+        raise ValueError(f"{out} exists; give another --out, or remove it")
     if CHECKPOINT.value:
         weights = runs.of_run(pathlib.Path(CHECKPOINT.value), LAYOUT.value)
         files.write(weights, out)

@@ -37,6 +37,8 @@ COUNTS = flags.DEFINE_string("data.layer", "", "layer with raw counts; '' looks 
 
 def main() -> str:
     """Embeds every cell of a file with a run's last checkpoint, or with given weights."""
+    if not FILL.value and (flags.FLAGS["read"].present or flags.FLAGS["order"].present):
+        raise ValueError("--read and --order are of --fill, which is 0; give a share of the genes")
     params, model, vocabulary = runs.encoder(pathlib.Path(CHECKPOINT.value), VOCABULARY.value)
     source = readers.open_source(H5AD.value, layer=COUNTS.value, gene_column=GENE_COLUMN.value)
     ids = columns.gene_ids([source], GENE_NAMES.value, vocabulary)[source.name]
@@ -53,6 +55,10 @@ def main() -> str:
         told += f"; {found.counts_covered:.1%} of the counts are of genes it knows"
     if found.accuracy is not None:
         told += f"; {found.accuracy:.1%} of the hidden genes were put in rightly"
+    for kind, shifts in found.shifts.items():
+        without = shifts.isna().sum()
+        rest = ", ".join(f"{gene} {count}" for gene, count in without.items() if count)
+        told += f"; cells without a shift by {kind}: {rest}" if rest else ""
     return told
 
 

@@ -50,8 +50,17 @@ def parse(arguments: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         # A config that raises is told with its traceback, whose last line says what is wrong.
-        print(f"error: {text.splitlines()[-1] if 'Traceback' in text else text}", file=sys.stderr)
+        print(f"error: {_field(text) or text.splitlines()[-1]}", file=sys.stderr)
         sys.exit(2)
+
+
+def _field(text: str) -> str:
+    """What is said of a field that the config has not, in one line; "" of anything else."""
+    near = re.search(r'Did you mean \\*"(.+?)\\*" instead of \\*"(.+?)\\*"', text)
+    if near:
+        return f"the config has no field {near[2]!r}; did you mean {near[1]!r}?"
+    alone = re.fullmatch(r"[\"']*(\w+)[\"']*", text)
+    return f"the config has no field {alone[1]!r}; configs/default.py has them all" if alone else ""
 
 
 def _give_threads_to_simulated_devices() -> None:
@@ -78,8 +87,9 @@ def report_errors(stage: Callable[[], str | None]) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(hosts.STOPPED)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(128 + signal.SIGINT)  # a thread that compiles would not survive a longer end
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SCALING_TRACEBACK"):
             raise

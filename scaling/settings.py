@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 
 from ml_collections import ConfigDict
 
@@ -46,6 +47,7 @@ class Settings:
         layers = run.model.layers
         if not -layers - 1 <= evaluate.layer <= layers:
             raise ValueError(f"evaluate.layer is {evaluate.layer}, the model has {layers} layers")
+        _refuse_unread(run, study)
         simulation = Simulation(**fields["simulation"])
         return cls(data, simulation, run, evaluate, study)
 
@@ -59,3 +61,28 @@ class Settings:
         """Names the config, hex."""
         content = json.dumps(self.content(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _refuse_unread(run: RunSettings, study: GridSettings) -> None:
+    """Refuses settings of what is not asked for, and files that are not there."""
+    masks, labels = run.masking, run.supervision
+    strategies, supervised = {masks.strategy, *study.maskings}, labels.columns or study.supervisions
+    unread = {
+        "masking.band": masks.band != (0, 1) and "band" not in strategies,
+        "masking.programs": masks.programs and "programs" not in strategies,
+        "masking.gene_names": masks.gene_names and "programs" not in strategies,
+        "supervision.ontology": labels.ontology and not supervised,
+        "supervision.ontology_labels": labels.ontology_labels and not labels.ontology,
+    }
+    for name, holds in unread.items():
+        if holds:
+            asked = "masking.strategy" if name.startswith("masking") else "supervision.columns"
+            raise ValueError(
+                f"{name} is set, and nothing reads it; set {asked} to what does, or leave it out"
+            )
+    files = {"masking.programs": masks.programs, "masking.gene_names": masks.gene_names}
+    files |= {"supervision.ontology": labels.ontology}
+    files |= {"supervision.ontology_labels": labels.ontology_labels}
+    for name, path in files.items():
+        if path and not pathlib.Path(path).is_file():
+            raise ValueError(f"{name} is {path!r}, and there is no such file; give its path")

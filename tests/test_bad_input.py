@@ -14,8 +14,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from configs import smoke
 from scaling.corpus import build, readers
 from scaling.corpus.vocabulary import Vocabulary
+from scaling.settings import Settings
+from scaling.sweeps import jobs
 
 SETTINGS = build.CorpusSettings(
     h5ad="", score_on="", gene_names="", gene_column="", layer="", vocabulary="", min_cells=1,
@@ -233,6 +236,37 @@ def test_gene_tables(tmp_path):
 def test_too_few_cells_for_a_vocabulary(tmp_path):
     _write(tmp_path / "a.h5ad")
     _assert_refused(tmp_path, "no gene is found in 99 cells .*lower data.min_cells", min_cells=99)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("masking", {"band": (0.0, 0.5)}, "masking.band is set, and nothing reads it; set masking"),
+        ("masking", {"band": (0.1,)}, r"masking.band is \(0.1,\); give shares"),
+        ("masking", {"band": ("a", "b")}, r"masking.band is \('a', 'b'\); give shares"),
+        ("masking", {"programs": "p.gmt"}, "masking.programs is set, and nothing reads it"),
+        ("masking", {"strategy": "programs", "programs": "p.gmt"}, "'p.gmt', and there is no such"),
+        ("supervision", {"ontology": "cl.obo"}, "nothing reads it; set supervision.columns"),
+        ("supervision", {"columns": ("sex",), "ontology": "cl.obo"}, "'cl.obo', and there is no s"),
+        ("supervision", {"columns": (("sex", "x"),)}, "gives sex the weight 'x'; give a number"),
+        ("study", {"supervisions": ((("sex", "x"),),)}, "gives sex the weight 'x'; give a number"),
+        ("study", {"masking_rates": ("a",)}, "masking.rate is 'a'"),
+        ("study", {"encoders": (("a", {"layers": "2"}),)}, "sets {'layers': '2'}; .* layers: int"),
+    ],
+)
+def test_settings_that_say_nothing_or_cannot_be_read(part, changes, message):
+    config = smoke.get_config()
+    with config.unlocked():
+        config[part].update(changes)
+    with pytest.raises(ValueError, match=message):
+        jobs.plan(Settings.from_config(config))
+
+
+def test_a_setting_that_an_axis_reads_is_read():
+    config = smoke.get_config()
+    config.masking.band, config.study.maskings = (0.0, 0.5), ("uniform", "band")
+    config.supervision.ontology, config.study.supervisions = __file__, ((), ("cell_type",))
+    assert Settings.from_config(config).run.masking.band == (0.0, 0.5)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -69,6 +70,42 @@ def test_embed_writes_obsm_and_refuses_cells_of_other_genes(workdir, tmp_path):
     found = call("embed", f"--h5ad={tmp_path / 'other.h5ad'}", *arguments, status=2)
     assert "none of its 2 genes" in found.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other.h5ad"]
+
+
+@pytest.mark.slow
+def test_embed_tells_cells_without_a_shift_and_settings_of_nothing(workdir, tmp_path):
+    h5ad, out = workdir / "simulated.h5ad", tmp_path / "out.h5ad"
+    arguments = f"--checkpoint={workdir / 'run'}", f"--h5ad={h5ad}", f"--out={out}"
+    gene = json.loads((workdir / "run" / "vocabulary.json").read_text())["genes"][0]
+    said = call("embed", *arguments, f"--delete={gene}", f"--overexpress={gene}").stdout
+    missing = anndata.read_h5ad(out).obsm["delete_scaling"][gene].isna().sum()
+    assert 0 < missing < 600 and f"cells without a shift by delete: {gene} {missing}\n" in said
+    out.unlink()
+    refused = call("embed", *arguments, "--order=at_once", status=2)
+    assert "--read and --order are of --fill" in refused.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_such(tmp_path):
+    command = [sys.executable, "-m", "experiments.pretrain", SMOKE, f"--workdir={tmp_path}"]
+    command.append("--config.train.cells=200")
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        said = b""
+        while b"run:" not in said:  # then the first step is being compiled
+            said += (more := process.stderr.read1())
+            assert more, said
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130 and said.rstrip().endswith(b"interrupted")
+
+
+@pytest.mark.slow
+def test_a_field_that_there_is_not_is_named(tmp_path):
+    for given, told in (("train.bach=3", "no field 'bach'; did you mean 'batch'?"),
+                        ("train.zzzz=3", "no field 'zzzz'; configs/default.py has them all")):
+        said = call("study", SMOKE, f"--workdir={tmp_path}", f"--config.{given}", status=2).stderr
+        assert said == f"error: the config has {told}\n"
 
 
 @pytest.mark.slow

@@ -313,3 +313,8 @@ def test_the_command_converts_both_ways(tmp_path):
     done = convert(f"--checkpoint={run}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert_equal(files.read(tmp_path / "out"), weights())
+    for taken in (run, tmp_path / "out", tmp_path / "vocabulary.json"):
+        before = sorted(tmp_path.rglob("*"))
+        refused = convert(f"--checkpoint={run}", f"--out={taken}")
+        assert refused.returncode == 2 and f"{taken} exists; give another" in refused.stderr
+        assert sorted(tmp_path.rglob("*")) == before

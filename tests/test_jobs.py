@@ -146,7 +146,7 @@ def test_rungs_are_those_of_the_ladder_and_keep_the_rest():
         ({"epochs": (1.0, 2.0), "warmup": 10}, "10 steps, and a run over 50 cells has 7"),
         ({"epochs": (0.5,)}, "do not reach each of the 50 cells"),
         ({"steps": (25, 24)}, "24 steps of 8 cells do not reach each of the 200 cells"),
-        ({"encoders": (("a", {"depth": 2}),)}, "'a' sets .'depth'.; there are .'layers'"),
+        ({"encoders": (("a", {"depth": 2}),)}, "'a' sets {'depth': 2}; there are layers: int"),
         ({"encoders": (("a", {"heads": 3}),)}, "no multiple of model.heads"),
         ({"encoders": (("a", {"layers": 4}), "0.1m"), "layer": 4}, "evaluate.layer is 4"),
         ({"masking_rates": (0.15, 1.0)}, "masking.rate is 1.0"),

@@ -198,6 +198,17 @@ def test_a_folder_of_other_settings_is_refused(whole, tiny_corpus):
     assert sorted(whole.rglob("*")) == before
 
 
+def test_a_folder_in_which_nothing_was_trained_goes_to_another_run(tiny_corpus, tmp_path):
+    (tmp_path / "p.gmt").write_text("none\tno gene\tX\n")
+    programs = {"strategy": "programs", "programs": str(tmp_path / "p.gmt")}
+    masks = dataclasses.replace(SETTINGS.masking, **programs)
+    with pytest.raises(ValueError, match="no gene of its 1 programs"):
+        pretrain(dataclasses.replace(SETTINGS, masking=masks), tiny_corpus, tmp_path / "run")
+    found = pretrain(train(steps=4), tiny_corpus, tmp_path / "run")
+    held = json.loads((tmp_path / "run" / loop.SETTINGS).read_text())
+    assert held["hash"] == found["hash"] and held["masking"]["strategy"] == "uniform"
+
+
 MESHES = [  # devices, fsdp, tensor, micro_batches, cells of a device
     (8, 1, 1, 1, 2), (8, 4, 1, 1, 2), (8, 1, 4, 1, 8), (8, 2, 2, 1, 4), (8, 8, 1, 1, 2),
     (8, 1, 8, 1, 16), (8, 1, 1, 2, 2), (8, 2, 2, 4, 4), (1, 1, 1, 4, 16), (2, 1, 2, 1, 16),

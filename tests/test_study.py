@@ -365,6 +365,7 @@ def test_embed_fills_in_genes_and_perturbs_them(done, tmp_path):
         assert list(table.columns) == columns_ and table.index.equals(after.obs_names)
         shifts = in_silico.shifts(params, model, -2, Cells(tokens), 2, wanted, kind)
         np.testing.assert_allclose(table.to_numpy()[at], shifts, atol=1e-5)
+        pd.testing.assert_frame_equal(found.shifts[kind], table)
     filled = after.uns["filled_mlm"]
     assert found.accuracy == pytest.approx((filled["gene"] == filled["filled"]).mean())
     token = {gene: t for t, gene in enumerate(vocabulary.genes, 2)}
@@ -379,6 +380,8 @@ def test_embed_fills_in_genes_and_perturbs_them(done, tmp_path):
             embed_file.embed_file(*asked, tmp_path / "other.h5ad", "mlm", also=wrong)
     with pytest.raises(ValueError, match="--fill is 1.5"):
         embed_file.Also(fill=1.5)
+    with pytest.raises(ValueError, match=f"layer 9 of a model of {model.layers} layers"):
+        embed_file.embed_file(params, model, 9, *asked[3:], tmp_path / "other.h5ad", "mlm")
     assert not list(tmp_path.glob("other*"))
 
 

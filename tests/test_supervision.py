@@ -100,6 +100,9 @@ def test_a_label_fits_itself_or_with_the_ontology_its_kinds(corpus):
     table.write_text("label,term\nCD4 T,\n")  # of no term: a class of its own
     fits = fits_of(supervision.classes(known, corpus), "T", "CD4 T")
     assert fits.tolist() == [[False, False, True], [False, True, False]]
+    table.write_text("label,term\nCD4 T,\nB,\nT,\n")
+    with pytest.raises(ValueError, match="has a term for none of the cell types B, CD4 T, T"):
+        supervision.classes(known, corpus)
 
 
 def test_sums_are_those_of_the_labelled_cells_by_hand():

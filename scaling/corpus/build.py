@@ -120,10 +120,14 @@ def build(settings: CorpusSettings, out: pathlib.Path) -> shards.Corpus:
 def _reopen(out: pathlib.Path, stamp: dict) -> shards.Corpus:
     corpus = shards.Corpus.open(out)
     for part, value in json.loads(json.dumps(stamp)).items():
-        if corpus.manifest[part] != value:
+        if (held := corpus.manifest[part]) != value:
+            told = f"{held}, now {value}"
+            if isinstance(held, dict) and isinstance(value, dict):
+                fields = sorted(k for k in held | value if held.get(k) != value.get(k))
+                told = "; ".join(f"{k} was {held.get(k)!r}, now {value.get(k)!r}" for k in fields)
             raise ValueError(
-                f"{out} was built with other {part} ({corpus.manifest[part]}, now {value}); "
-                "give another --workdir or remove the folder"
+                f"{out} was built with other {part} ({told}); give another --workdir or remove the "
+                "folder"
             )
     return corpus
 

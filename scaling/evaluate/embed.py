@@ -78,7 +78,7 @@ def embed_cells(
             f"the pool is {pool!r} and the vocabulary has {special} special tokens; give one "
             f"of {POOLS}, 'cls' only where cells begin with <cls>"
         )
-    _check_layer(model, layer)
+    check_layer(model, layer)
     fixed = {"model": model, "layer": layer, "special": special, "pool": pool}
     with everywhere(params) as (params, mesh):
         embedded = []
@@ -105,7 +105,7 @@ def embed_genes(
     Returns:
       float32 [V, D], NaN where no cell has the token; int64 [V], cells that have it.
     """
-    _check_layer(model, layer)
+    check_layer(model, layer)
     with everywhere(params) as (params, mesh):
         sums_VxD = np.zeros((len(params["bias"]), model.width))
         cells_V = np.zeros(len(sums_VxD), np.int64)
@@ -124,9 +124,13 @@ def tokens_of_batch() -> int:
     return 2_048 if jax.default_backend() == "cpu" else 65_536
 
 
-def _check_layer(model: ModelSettings, layer: int) -> None:
+def check_layer(model: ModelSettings, layer: int) -> None:
+    """Refuses a layer that a model has not."""
     if not -model.layers - 1 <= layer <= model.layers:
-        raise ValueError(f"layer {layer} of a model of {model.layers} layers; see evaluate.layer")
+        raise ValueError(
+            f"layer {layer} of a model of {model.layers} layers; give one from {-model.layers - 1} "
+            f"to {model.layers}, 0 being the embedding and -1 the last"
+        )
 
 
 @contextlib.contextmanager

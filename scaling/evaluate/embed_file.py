@@ -16,7 +16,7 @@ from scaling.corpus import coverage, pieces, readers
 from scaling.corpus.encodings import Cells, arrange, by_cell
 from scaling.corpus.vocabulary import Vocabulary, read_gene_names
 from scaling.evaluate import decode, in_silico
-from scaling.evaluate.embed import embed_cells
+from scaling.evaluate.embed import check_layer, embed_cells
 from scaling.pretrain import masking
 from scaling.pretrain.model import ModelSettings
 
@@ -61,11 +61,14 @@ class Embedded(NamedTuple):
       embedding: float32 [cells, D].
       counts_covered: share of the file's counts in the vocabulary; None of ready tokens.
       accuracy: share of the hidden genes that were put in rightly; None where none was hidden.
+      shifts: by kind, [cells, genes]; NaN where a gene to delete is not among those that the model
+        reads of the cell, the best ranks that fit.
     """
 
     embedding: np.ndarray
     counts_covered: float | None
     accuracy: float | None
+    shifts: dict[str, pd.DataFrame]
 
 
 def embed_file(
@@ -107,6 +110,7 @@ def embed_file(
     if out.exists() or not out.parent.is_dir():
         state = "exists" if out.exists() else "lies in a folder that does not exist"
         raise ValueError(f"{out} {state}; name another --out")
+    check_layer(model, layer)
     if not name or "/" in name:
         raise ValueError(f"{name!r} cannot name an embedding; give a --name without '/'")
     keys = {"X": ("obsm", f"X_{name}"), "filled": ("uns", f"filled_{name}")}
@@ -121,7 +125,8 @@ def embed_file(
     accuracy, filled = None, found.get("filled")
     if filled is not None and len(filled):
         accuracy = float((filled["gene"] == filled["filled"]).mean())
-    return Embedded(found["X"], covered["counts_covered"], accuracy)
+    shifts = {kind: found[kind] for kind in in_silico.KINDS if kind in found}
+    return Embedded(found["X"], covered["counts_covered"], accuracy, shifts)
 
 
 def _refuse_taken(source: readers.Source, keys: Iterable[tuple[str, str]]) -> None:

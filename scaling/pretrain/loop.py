@@ -177,12 +177,14 @@ def _claim(
 ) -> None:
     """Writes what the folder is for, or refuses one that is for something else."""
     path = folder / SETTINGS
+    left = [part for part in (DONE, METRICS, CHECKPOINTS) if (folder / part).exists()]
     if path.exists():
         held = _read_json(path, "bring it back, or remove the run's folder")
-        _refuse_other(folder, held, name, settings)
-        return
-    left = [part for part in (DONE, METRICS, CHECKPOINTS) if (folder / part).exists()]
-    if left:
+        if held["hash"] == name:
+            return
+        if left:  # else nothing was trained, and another run may have the folder
+            _refuse_other(folder, held, name, settings)
+    elif left:
         raise ValueError(
             f"{folder} has {', '.join(left)} and no {SETTINGS} that says of which run; bring it "
             "back, or give another --workdir"
@@ -204,7 +206,7 @@ def _finished(folder: pathlib.Path, name: str) -> dict:
 def _refuse_other(folder, held: dict, name: str, settings: RunSettings | None = None) -> None:
     if held["hash"] == name:
         return
-    parts = settings.content() if settings else {}
+    parts = json.loads(json.dumps(settings.content())) if settings else {}
     differences = [
         f"{part}.{field} was {held[part].get(field)!r}, now {value!r}"
         for part, fields in parts.items()

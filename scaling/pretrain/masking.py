@@ -50,16 +50,17 @@ class MaskingSettings:
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise ValueError(f"masking.strategy is {self.strategy!r}; give one of {STRATEGIES}")
-        if not 0 < self.rate < 1:
-            raise ValueError(f"masking.rate is {self.rate}; give a share between 0 and 1")
+        if not (isinstance(self.rate, float) and 0 < self.rate < 1):
+            raise ValueError(f"masking.rate is {self.rate!r}; give a share between 0 and 1")
         shares = self.mask_share, self.random_share
         if not (min(shares) >= 0 and sum(shares) <= 1):  # so written that a NaN is refused
             raise ValueError(
                 f"masking.mask_share {self.mask_share} and random_share {self.random_share} must "
                 "be shares that add up to 1 at most"
             )
-        first, last = self.band
-        if not (0 <= first and last <= 1 and last - first >= self.rate):
+        band = self.band if isinstance(self.band, tuple) else ()
+        known = list(map(type, band)) in ([float] * 2, [float, int], [int, float], [int] * 2)
+        if not (known and 0 <= band[0] and band[1] <= 1 and band[1] - band[0] >= self.rate):
             raise ValueError(
                 f"masking.band is {self.band}; give shares of the ranks from 0 to 1, at least "
                 f"masking.rate {self.rate} apart"

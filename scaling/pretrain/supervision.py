@@ -40,8 +40,10 @@ class SupervisionSettings:
                 "of one and its weight"
             )
         for column, weight in weights.items():
-            if not 0 < weight < float("inf"):
-                raise ValueError(f"supervision of {column} has the weight {weight}; give one > 0")
+            if not (isinstance(weight, int | float) and 0 < weight < float("inf")):
+                raise ValueError(
+                    f"supervision.columns gives {column} the weight {weight!r}; give a number > 0"
+                )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -81,9 +83,9 @@ def classes(settings: SupervisionSettings, corpus: Corpus) -> dict[str, Classes]
         names = tuple(sorted(set(pool[column].astype(str)) - {""}))
         if len(names) < 2:
             raise ValueError(
-                f"supervision.columns has {column!r}, and the training cells have "
-                f"{len(names)} labels of it in {corpus.folder}; name the column of .obs by "
-                f"data.{column}, or leave it out"
+                f"supervision.columns has {column!r}, and its labels of the training cells in "
+                f"{corpus.folder} are {list(names)}, of which there must be two; name their column "
+                f"of .obs by data.{column}, or leave it out"
             )
         fits = np.eye(len(names), dtype=bool)
         if column == "cell_type" and settings.ontology:
@@ -98,6 +100,12 @@ def _kinds(names: tuple[str, ...], settings: SupervisionSettings) -> np.ndarray:
     ontology = cell_ontology.read_ontology(settings.ontology)
     table = cell_ontology.read_labels(settings.ontology_labels or cell_ontology.LABELS)
     terms, _ = cell_ontology.match(names, ontology, table)
+    if not terms:
+        raise ValueError(
+            f"supervision.ontology {settings.ontology} has a term for none of the cell types "
+            f"{', '.join(names[:5])}; give their terms in supervision.ontology_labels, a CSV with "
+            "the columns label and term, or leave it out"
+        )
     above = [ontology.above(terms[name]) if name in terms else {} for name in names]
     return np.array([[terms.get(name) in of_kind for of_kind in above] for name in names])
 

@@ -9,6 +9,7 @@ from scaling.corpus.subsets import SCHEMES
 from scaling.pretrain import ladder
 from scaling.pretrain.masking import STRATEGIES
 from scaling.pretrain.objectives import NAMES, VARIANTS
+from scaling.pretrain.supervision import SupervisionSettings
 
 SHAPE = ("layers", "width", "heads", "feed_forward")  # what a rung of the ladder sets
 # Data of models of other lengths, their floors and their scores could not be compared.
@@ -151,7 +152,8 @@ class GridSettings:
                 f"study.supervisions has {wrong[0]!r}; each value is a tuple of columns, as () or "
                 "('cell_type',)"
             )
-        return {supervision_name(of): of for of in self.supervisions}
+        # Checked before they are named: a weight may be anything.
+        return {supervision_name(SupervisionSettings(of).columns): of for of in self.supervisions}
 
     def weights_of(self, variant: str, own: float) -> list[float]:
         """Lambdas of a variant; `own`, the config's, where the study names none.

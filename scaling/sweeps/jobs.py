@@ -130,9 +130,9 @@ def run_settings(settings: Settings, job: Job) -> step.RunSettings:
     try:
         model = dataclasses.replace(run.model, **fields)
     except TypeError as error:
+        known = [f"{of.name}: {of.type.__name__}" for of in dataclasses.fields(run.model)]
         raise ValueError(
-            f"study.encoders: {job.encoder!r} sets {sorted(fields)}; there are "
-            f"{[field.name for field in dataclasses.fields(run.model)]}"
+            f"study.encoders: {job.encoder!r} sets {fields}; there are {', '.join(known)}"
         ) from error
     if job.encoding:
         model = dataclasses.replace(model, encoding=job.encoding)
