@@ -331,6 +331,10 @@ def test_a_folder_keeps_what_was_found(tiny_corpus, run, tmp_path, monkeypatch):
     assert other[0]["finetune"] != rows[0]["finetune"]
     before = pd.read_parquet(tmp_path / "other" / "predictions.parquet")
     assert (before.iloc[:, 4:] != table.iloc[:, 4:]).any().any()
+    few = dataclasses.replace(SHORT, warmup=500.0)
+    with pytest.raises(ValueError, match="finetune.warmup is 500 steps"):
+        finetune.finetune(few, run, tiny_corpus, tmp_path / "mended")
+    assert finetune.finetune(SHORT, run, tiny_corpus, tmp_path / "mended") == rows
     monkeypatch.setattr(classifier, "train", None)
     assert finetune.finetune(SHORT, run, tiny_corpus, folder) == rows
     with pytest.raises(ValueError, match="holds a fine-tuning of other settings"):

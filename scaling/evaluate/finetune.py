@@ -101,12 +101,13 @@ def _claim(folder: pathlib.Path, content: dict) -> None:
     path = folder / SETTINGS
     if path.exists():
         held = json.loads(path.read_text())
-        if held["hash"] != content["hash"]:
+        if held["hash"] == content["hash"]:
+            return
+        if any(part.name != SETTINGS for part in folder.iterdir()):  # else nothing was found yet
             raise ValueError(
                 f"{folder} holds a fine-tuning of other settings, another run or other cells (hash "
                 f"{held['hash']}, now {content['hash']}); give another --workdir or remove it"
             )
-        return
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
 
