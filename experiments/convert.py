@@ -1,6 +1,6 @@
 """Geneformer's weights (config.json, model.safetensors) <-> a run to embed, evaluate or fine-tune.
 
-python -m experiments.convert --weights=FOLDER --vocabulary=DICTIONARIES --out=RUN
+python -m experiments.convert --weights=FOLDER [--vocabulary=DICTIONARIES] --out=RUN
 python -m experiments.convert --checkpoint=RUN --out=FOLDER [--layout=cab]
 """
 
@@ -9,12 +9,11 @@ import pathlib
 from absl import app, flags
 
 from experiments.launch import parse, report_errors
-from scaling.corpus import dictionaries
 from scaling.geneformer import files, runs
 
 WEIGHTS = flags.DEFINE_string("weights", None, "folder with config.json and model.safetensors")
 VOCABULARY = flags.DEFINE_string(
-    "vocabulary", None, "folder of Geneformer's dictionaries (.pkl), or a vocabulary.json"
+    "vocabulary", "", "folder of Geneformer's dictionaries (.pkl), or a vocabulary.json"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a run's folder, or RUN/checkpoints/STEP")
 LAYOUT = flags.DEFINE_enum(
@@ -32,15 +31,14 @@ def main() -> str:
     if out.exists():
         raise ValueError(f"{out} exists; give another --out, or remove it")
     if CHECKPOINT.value:
-        weights = runs.of_run(pathlib.Path(CHECKPOINT.value), LAYOUT.value)
-        files.write(weights, out)
-        return f"{out}: {files.WEIGHTS} and {files.CONFIG}, {weights.vocabulary} tokens"
-    if not VOCABULARY.value:
-        raise ValueError("--weights wants --vocabulary: the tokens that the model was trained on")
-    weights = files.read(pathlib.Path(WEIGHTS.value))
-    vocabulary = dictionaries.given(VOCABULARY.value)
-    made = runs.into_run(weights, vocabulary, out, WEIGHTS.value)
-    return f"{out}: a run (hash {made['hash']}) of {weights.model}"
+        weights, vocabulary = runs.of_run(pathlib.Path(CHECKPOINT.value), LAYOUT.value)
+        files.write(weights, out, vocabulary)
+        return f"{out}: {files.WEIGHTS}, {files.CONFIG}, a vocabulary of {len(vocabulary)} tokens"
+    given = pathlib.Path(WEIGHTS.value)
+    weights, vocabulary = files.read(given), runs.words_of(given, VOCABULARY.value)
+    made, model = runs.into_run(weights, vocabulary, out, WEIGHTS.value), weights.model
+    size = f"{model.layers} layers of width {model.width}, {weights.vocabulary} tokens"
+    return f"{out}: a run (hash {made['hash']}) of {size}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m experiments.finetune --config=... --workdir=DIR --checkpoint=RUN [--co
 import dataclasses
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -29,6 +30,10 @@ def main(settings: Settings, workdir: pathlib.Path) -> str:
     settings = dataclasses.replace(settings, data=data)
     corpus = prepare.corpus_of(settings, workdir, CORPUS.value)
     rows = finetune.finetune(asked, run, corpus, workdir / "finetune")
+    whole = [row for row in rows if row["of"] == "" and row["value"] is not None][:2]
+    told = "; ".join(f"{row['score']} {row['value']:.3f}" for row in whole)
+    print(f"{told}; all scores, predictions and the classifier: {workdir / 'finetune'}",
+          file=sys.stderr)  # fmt: skip
     return "\n".join(json.dumps(row) for row in rows)
 
 

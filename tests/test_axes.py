@@ -1,10 +1,13 @@
 """Scores of runs that differ in an axis have data sets of their own, with the rows they share."""
 
+import re
+
 import pandas as pd
 import pytest
 
-from scaling.analyse import axes
+from scaling.analyse import axes, sections
 from scaling.analyse.headline import headline
+from scaling.analyse.trends import tidy
 
 ROWS = pd.DataFrame(
     [
@@ -57,4 +60,40 @@ def test_the_headline_counts_the_runs_of_every_value():
     fixed |= {"mask_seed": 0, "note": "", "positions": "", "read_from": ""}
     said = headline(pd.DataFrame(runs).assign(**fixed, masking_rate=None), [], [])
     assert said.startswith("Study: 6 pretrained models; sizes: 1 (100 cells")
-    assert "seeds per model and size: 3;" in said
+    assert "seeds per model and size: 3; each encoding is a data set of its own below" in said
+
+
+def test_the_settings_stand_side_by_side_with_all_of_their_seeds():
+    runs = [
+        {"encoding": encoding, "masking": masking, "init_seed": seed, "value": value + 0.1 * seed}
+        for encoding, masking, value in (("bins", "band", 0.1), ("bins", "mam", 0.2),
+                                         ("ranks", "band", 0.4), ("ranks", "mam", 0.6))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    table = pd.DataFrame(runs)
+    table = table.assign(low=table["value"] - 0.05, high=table["value"] + 0.05, dataset="kang")
+    fixed = {"model": "mlm", "kind": "pretrained", "task": "cell_types", "converged": True}
+    fixed |= {"score": "logistic_macro_f1", "cells": 100, "exposures": 100, "tokens": 900}
+    fixed |= {"subset_seed": 0, "mask_seed": 0, "note": "", "positions": "", "read_from": ""}
+    large = table.assign(**fixed)
+    small = large.assign(cells=10, value=0.99)
+    untrained = large.assign(kind="baseline", model="untrained", cells=0, masking=None, value=0.98)
+    page = sections.settings(tidy(pd.concat([large, small, untrained])))
+    cells = [re.findall("<td>(.*?)</td>", row) for row in page.split("<tr>")[2:]]
+    assert cells == [
+        ["bins", "band", "mlm", "0.150 [0.050, 0.250]"],
+        ["bins", "mam", "mlm", "0.250 [0.150, 0.350]"],
+        ["ranks", "band", "mlm", "0.450 [0.350, 0.550]"],
+        ["ranks", "mam", "mlm", "0.650 [0.550, 0.750]"],
+    ]
+    alike = large[large["encoding"].eq("bins") & large["masking"].eq("band")]
+    assert sections.settings(tidy(alike)) == ""
+
+
+def test_weights_vary_where_those_of_one_model_do():
+    assert axes.varying(ROWS) == ["similarity_weight"]
+    assert axes.varying(axes.variants_apart(ROWS.drop(index=1))) == []
+
+
+def test_names_of_files_need_no_quotes():
+    assert axes.file_name("noise kang (input bins)/2.5x") == "noise_kang_input_bins_2.5x"

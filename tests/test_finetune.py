@@ -14,10 +14,11 @@ from scipy.special import softmax
 from sklearn.metrics import f1_score, roc_auc_score
 
 from configs import default, finetune_cell_types
+from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import classifier, finetune, tuned_cells, tuned_genes
 from scaling.evaluate.tuned_genes import GenePredictions
 from scaling.evaluate.tuning import FinetuneSettings
-from scaling.geneformer import files
+from scaling.geneformer import files, runs
 from scaling.pretrain import loop
 from scaling.pretrain.model import ModelSettings
 from scaling.pretrain.step import initial_params
@@ -351,7 +352,10 @@ def test_a_classifier_is_kept_as_files_where_bert_has_its_like(tiny_corpus, run,
     found = files.read(tmp_path / "first" / "classifier")
     assert [f"p({name})" for name in found.labels] == table.columns[3:].tolist()
     module = tuned_cells.head(MODEL, tiny_corpus, FIRST, len(found.labels))
-    assert found.model == module.model
+    words = Vocabulary.load(tmp_path / "first" / "classifier" / "vocabulary.json")
+    assert found.model == module.model and words.hash == tiny_corpus.vocabulary.hash
+    with pytest.raises(ValueError, match="holds no run; give .* of a fine-tuning its classifier"):
+        runs.encoder(tmp_path / "first")
     rows = tiny_corpus.obs.index[tiny_corpus.obs["cell_id"].isin(table.index)].to_numpy()
     unread = {"bias": np.zeros(len(tiny_corpus.vocabulary))}
     params = {**found.params, "encoder": unread | found.params["encoder"]}

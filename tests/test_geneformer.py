@@ -168,7 +168,9 @@ def test_tensors_that_no_output_depends_on_are_kept(tmp_path):
     assert json.loads((tmp_path / files.CONFIG).read_text())["type_vocab_size"] == 2
     assert_equal(files.read(tmp_path), given)
     runs.into_run(files.read(tmp_path), vocabulary(), tmp_path / "run", "here")
-    assert_equal(runs.of_run(tmp_path / "run"), given)
+    found, words = runs.of_run(tmp_path / "run")
+    assert_equal(found, given)
+    assert words.hash == vocabulary().hash
 
 
 def test_the_published_cab_layout_has_its_names(tmp_path):
@@ -279,8 +281,10 @@ def test_weights_of_every_head_embed_as_their_run_does(kind, tmp_path):
     inner = {"bias": np.zeros(V)} | given.params.get("encoder", given.params)
     states = RankEncoder(MODEL, V).apply({"params": inner}, TOKENS[1:], method="encode")
     np.testing.assert_allclose(found[1], states[-2][0].mean(0), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="give --vocabulary"):
+    with pytest.raises(ValueError, match="weights without a vocabulary; give --vocabulary"):
         runs.encoder(tmp_path / "weights")
+    vocabulary().save(tmp_path / "weights" / "vocabulary.json")
+    assert runs.encoder(tmp_path / "weights")[2].hash == vocabulary().hash
     vocabulary(40).save(tmp_path / "other.json")
     with pytest.raises(ValueError, match="50 tokens, the vocabulary 42"):
         runs.encoder(tmp_path / "weights", str(tmp_path / "other.json"))
@@ -304,7 +308,8 @@ def test_the_command_converts_both_ways(tmp_path):
     files.write(weights(), tmp_path / "in")
     vocabulary().save(tmp_path / "vocabulary.json")
     given, run = f"--weights={tmp_path / 'in'}", tmp_path / "run"
-    for asked, words in (((), "give --weights"), ((given,), "wants --vocabulary")):
+    without = "holds weights without a vocabulary; give"
+    for asked, words in (((), "give --weights"), ((given,), without)):
         refused = convert(*asked, f"--out={run}")
         assert refused.returncode == 2 and words in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -313,6 +318,9 @@ def test_the_command_converts_both_ways(tmp_path):
     done = convert(f"--checkpoint={run}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert_equal(files.read(tmp_path / "out"), weights())
+    again = convert(f"--weights={tmp_path / 'out'}", f"--out={tmp_path / 'again'}")
+    assert again.returncode == 0 and "3 layers of width 16, 50 tokens" in again.stdout, again.stderr
+    assert runs.of_run(tmp_path / "again")[1].hash == vocabulary().hash
     for taken in (run, tmp_path / "out", tmp_path / "vocabulary.json"):
         before = sorted(tmp_path.rglob("*"))
         refused = convert(f"--checkpoint={run}", f"--out={taken}")

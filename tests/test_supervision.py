@@ -215,7 +215,7 @@ def test_a_run_learns_classes_resumes_to_the_bit_and_embeds_as_any(corpus, tmp_p
 @pytest.mark.parametrize(("fields", "told"), [
     ({"columns": ("donor",)}, r"supervision.columns is \('donor',\); give distinct ones of"),
     ({"columns": ("sex", ("sex", 0.1))}, "give distinct ones of"),
-    ({"columns": ("sex",), "weight": 0.0}, "supervision of sex has the weight 0"),
+    ({"columns": ("sex",), "weight": 0.0}, "supervision.columns gives sex the weight 0"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(fields, told):
     with pytest.raises(ValueError, match=told):
@@ -223,7 +223,8 @@ def test_wrong_settings_are_refused(fields, told):
 
 
 def test_a_column_without_labels_is_refused(corpus):
-    with pytest.raises(ValueError, match=r"'tissue'.*have 0 labels of it.*data.tissue"):
+    message = r"'tissue', .* are \[\], of which there must be two; .* data.tissue"
+    with pytest.raises(ValueError, match=message):
         supervision.classes(SupervisionSettings(("tissue",)), corpus)
 
 

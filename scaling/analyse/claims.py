@@ -54,6 +54,10 @@ def judge_claims(rows: pd.DataFrame) -> list[dict]:
     variants = variants_of(table)
     for cab in variants:
         of = CAB[cab] if len(variants) > 1 else ""
+        if not {cab, "mlm"} <= set(table["model"]):
+            lacking = NOT_TESTED, "This study does not test it: it does not train both objectives."
+            judged += [(number, of, lacking) for number in (4, 6, 7, 8)]
+            continue
         judged += [
             (4, of, _less_repetition(table, cab)),
             (6, of, _raises_accuracy_everywhere(table, cab)),

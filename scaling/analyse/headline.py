@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from scaling.analyse.axes import AXES
+from scaling.analyse.axes import AXES, varying
 from scaling.analyse.claims import (
     BIOLOGY,
     CAB,
@@ -54,9 +54,11 @@ def _scope(table, fits) -> str:
     each_seeds = f"{seeds.min()}" + (f" to {seeds.max()}" if seeds.min() < seeds.max() else "")
     line = (
         f"Study: {len(each)} pretrained models; sizes: {len(sizes)} ({span} cells, "
-        f"at most {runs['tokens'].max() / 1e6:,.1f} million gene tokens); "
+        f"at most {runs['tokens'].max():,.0f} gene tokens); "
         f"seeds per model and size: {each_seeds}"
     )
+    if differing := varying(runs):
+        line += f"; each {' and '.join(differing)} is a data set of its own below"
     if unconverged:
         line += f"; {unconverged} not converged"
     return line + ("." if any(f["form"] for f in fits) else "; too few sizes for curves.")

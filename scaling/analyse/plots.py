@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 from tqdm import tqdm
 
+from scaling.analyse.axes import file_name
 from scaling.analyse.fits import LOWER_IS_BETTER
 from scaling.analyse.trends import tidy
 
@@ -84,7 +85,7 @@ def draw_all(rows: pd.DataFrame, fits: list[dict], folder: Path) -> list[dict]:
     for task, dataset, read_from, shown in tqdm(asked, "pictures", unit="picture", leave=False):
         title = f"{TASKS[task]}, {dataset}"
         title += f": predictions read from {read_from}" if read_from else ""
-        name = "_".join(filter(None, [task, str(dataset), read_from])).replace("/", "_")
+        name = file_name("_".join(filter(None, [task, str(dataset), read_from])))
         path = folder / f"{name}.png"
         curves = [
             f for f in fits
@@ -154,7 +155,11 @@ def _panel(axis, rows: pd.DataFrame, fits: dict[str, dict], score: str) -> None:
             continue
         colour, marker, line, label = STYLE[model]
         if model not in CURVES:
-            axis.axhline(here["value"].mean(), color=colour, linestyle=line, lw=1.4, label=label)
+            by_size = here.groupby("cells")["value"].mean()
+            if len(by_size) > 1:  # as the most frequent gene of each subset
+                axis.plot(by_size.index, by_size, color=colour, linestyle=line, lw=1.4, label=label)
+            else:
+                axis.axhline(by_size.mean(), color=colour, linestyle=line, lw=1.4, label=label)
             continue
         means = _points(axis, here, model, present)
         band = fits[model]["band"] if model in fits else None

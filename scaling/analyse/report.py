@@ -52,21 +52,25 @@ def analyse(
     """
     if rows.empty:
         raise ValueError("the scores table is empty: no run has been scored; see the study's log")
+    settings = sections.settings(tidy(rows))
     rows = tidy(apart(rows))
     # A study's table holds more than curves can show; all is in scores.csv.
     rows = rows[~rows["task"].isin(TASKS) | rows["score"].isin(SCORES)]
     fits = fit_table(rows)
     claims = judge_claims(rows)
     gaps = from_mlm(rows, fits)
-    write_report(out, rows, fits, claims, provenance, gaps, under_noise)
+    write_report(out, rows, fits, claims, provenance, gaps, under_noise, settings)
     return headline(rows, fits, claims)
 
 
 def write_report(
     workdir: Path, rows: pd.DataFrame, fits: list[dict], claims: list[dict], provenance: dict,
-    gaps: Sequence[dict] = (), under_noise: Sequence[dict] = (),
+    gaps: Sequence[dict] = (), under_noise: Sequence[dict] = (), settings: str = "",
 ) -> Path:
-    """Write report.html (nothing outside it is needed to read it), fits.json and the PNGs."""
+    """Write report.html (nothing outside it is needed to read it), fits.json and the PNGs.
+
+    `settings` is the section that compares the values of a study's axes.
+    """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     figures = draw_all(rows, fits, workdir / "plots")
@@ -78,6 +82,7 @@ def write_report(
         sections.headline(headline(rows, fits, claims)),
         "<h2>Published claims, tested</h2>",
         sections.claims(claims),
+        settings,
         "<h2>Scores against data size</h2>",
         sections.convergence(table),
         sections.fit_notice(fits),
@@ -92,16 +97,9 @@ def write_report(
         sections.ranks(table),
         *(["<h2>Cell types under noise</h2>"] if under_noise else []),
         *[sections.figure(figure["path"], figure["title"]) for figure in under_noise],
-        "<h2>Fitted curves</h2>",
         sections.fits(fits),
         sections.differences(gaps),
-        "<h2>What the curves leave over</h2>",
-        "<p>Each run's score minus its fitted curve: points that lean to one side at some sizes "
-        "say that the form does not fit.</p>",
-        *[
-            sections.figure(figure["residuals"], f"Residuals: {figure['title']}")
-            for figure in figures
-        ],
+        sections.residuals(figures),
         "<h2>To repeat this study</h2>",
         sections.provenance(provenance),
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from scaling.analyse.axes import variants_apart, varying
 from scaling.analyse.claims import BIOLOGY, CLASSES, CONTRADICTED, MIXING, SUPPORTED, UNDECIDED
 from scaling.analyse.compare import rank_table
 from scaling.analyse.fits import LOWER_IS_BETTER
@@ -170,9 +171,12 @@ def ranks(table: pd.DataFrame) -> str:
 
 
 def fits(found: list[dict]) -> str:
-    """Every curve with its parameters, a table for each task and data set."""
+    """Every curve with its parameters, a table for each task and data set; "" for no curve."""
+    if not any(f["form"] for f in found):
+        return ""
     shown = [f for f in found if f["positions"] in ("mask", "")]
     note = (
+        "<h2>Fitted curves</h2>"
         "<p>Forms: constant E (no scaling), power E + A·D<sup>−alpha</sup>, saturating "
         "S_inf − (D/D0)<sup>−s</sup>; D = unique cells; the form of least AICc. In brackets 95 % "
         "intervals. Saturation point: the smallest size above 95 % of the best mean (≤: already "
@@ -205,7 +209,7 @@ def _fit_line(fit) -> str:
         within = "" if ends is None else f" [{_short(ends[0])}, {_short(ends[1])}]"
         parameters.append(f"{name} = {_short(value)}{within}")
     saturation, point = fit["saturation"], "–"
-    if saturation:
+    if saturation and fit["form"]:
         censored = "≤ " if saturation["at_most"] else "≥ " if saturation["at_least"] else ""
         point = f"{censored}{saturation['size']:,.0f}"
         if saturation["interval"]:
@@ -261,6 +265,62 @@ def differences(found: list[dict]) -> str:
         "to base 10 of the size, or D0, of a saturating curve.</p>"
         f'<table class="small"><tr>{head}</tr>{"".join(lines)}</table>'
     )
+
+
+def residuals(figures: list[dict]) -> str:
+    """Pictures of what the curves leave over; "" for no curve."""
+    drawn = [f for f in figures if f["residuals"]]
+    if not drawn:
+        return ""
+    return (
+        "<h2>What the curves leave over</h2><p>Each run's score minus its fitted curve: points "
+        "that lean to one side at some sizes say that the form does not fit.</p>"
+        + "\n".join(figure(f["residuals"], f"Residuals: {f['title']}") for f in drawn)
+    )
+
+
+def settings(table: pd.DataFrame) -> str:
+    """Scores of every value of a study's axes, side by side; "" where nothing varies.
+
+    Args:
+      table: tidied rows, their data sets not yet told apart by axes.
+    """
+    table = variants_apart(table)
+    axes = varying(table)
+    shown = {("masked_genes", "accuracy"): "masked accuracy"} | {
+        pair: SCORES[pair[1]][0] for pair in (CLASSES, BIOLOGY, MIXING)
+    }
+    rows = drawable(table[table["kind"] == "pretrained"])
+    rows = rows[pd.MultiIndex.from_frame(rows[["task", "score"]]).isin(list(shown))]
+    rows = rows[rows["read_from"].isin(["", "Q"]) & (rows["cells"] == rows["cells"].max())]
+    if not axes or rows.empty:
+        return ""
+    tables = []
+    for dataset, part in rows.groupby("dataset"):
+        present = {of: name for of, name in shown.items() if of[1] in set(part["score"])}
+        heads = [*axes, "model", *present.values()]
+        lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
+        for key, alike in part.groupby([*axes, "model"], dropna=False):
+            cells = ["–" if pd.isna(value) else str(value) for value in key]
+            for _, score in present:
+                found = alike[alike["score"] == score]
+                cells.append(_over_seeds(found))
+            lines.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
+        tables.append(f"<table><caption>{html.escape(dataset)}</caption>{''.join(lines)}</table>")
+    return (
+        "<h2>The settings, side by side</h2><p>At the largest size; means over seeds, in brackets "
+        "from the lowest to the highest end of the seeds' 95 % intervals over cells. Masked "
+        "accuracy is read from Q. Settings whose brackets overlap are not told apart.</p>"
+        + "\n".join(tables)
+    )
+
+
+def _over_seeds(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "–"
+    ends = [rows["low"].min(), rows["high"].max()] if {"low", "high"} <= set(rows) else [None]
+    within = "" if pd.isna(ends).any() else " [{:.3f}, {:.3f}]".format(*ends)
+    return f"{rows['value'].mean():.3f}{within}"
 
 
 def provenance(known: dict) -> str:

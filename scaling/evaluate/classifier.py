@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from scaling.corpus.encodings import Cells
 from scaling.corpus.shards import Corpus
+from scaling.corpus.vocabulary import Vocabulary
 from scaling.evaluate import tuning
 from scaling.geneformer import files
 from scaling.pretrain import sharding
@@ -168,7 +169,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def export(
-    params: dict, module: Classifier, classes: tuple[str, ...], folder: pathlib.Path
+    params: dict, module: Classifier, classes: tuple[str, ...], vocabulary: Vocabulary,
+    folder: pathlib.Path,
 ) -> None:
     """Writes a classifier as files that the transformers library loads, where BERT has its like.
 
@@ -177,11 +179,13 @@ def export(
     Args:
       params, module: the classifier.
       classes: names, in the order of the logits.
-      folder: gets config.json and model.safetensors.
+      vocabulary: of the tokens.
+      folder: gets config.json, model.safetensors and vocabulary.json.
     """
     kind = {"first": "cells", "none": "genes"}.get(module.pooling)
     if kind and files.has_place(module.model):
-        files.write(files.Weights(module.model, module.vocabulary, kind, params, classes), folder)
+        weights = files.Weights(module.model, module.vocabulary, kind, params, classes)
+        files.write(weights, folder, vocabulary)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "settings", "steps"))

@@ -47,9 +47,12 @@ class Also:
         """Tokens of genes; refuses those that the vocabulary lacks."""
         ids, token = read_gene_names(self.gene_names, vocabulary.genes), vocabulary.token
         if unknown := [gene for gene in genes if ids.get(gene, gene) not in token]:
+            named = f"and those that {self.gene_names} names"
+            if not self.gene_names:
+                named = "and others, and symbols with a table of names (--data.gene_names)"
             raise ValueError(
                 f"the model knows no gene {', '.join(unknown)}; it knows {vocabulary.genes[0]!r} "
-                "and others, and symbols with a table of names (--data.gene_names)"
+                + named
             )
         return [token[ids.get(gene, gene)] for gene in genes]
 

@@ -65,7 +65,8 @@ def finetune(
     if settings.task == "cells":
         found = finetune_cells(encoder, model, corpus, settings)
         module = tuned_cells.head(model, corpus, settings, len(found.classes))
-        classifier.export(found.params, module, found.classes, folder / "classifier")
+        kept = corpus.vocabulary, folder / "classifier"
+        classifier.export(found.params, module, found.classes, *kept)
         scored, table = tuned_cells.scores(found, settings.seed), _table(found)
     else:
         found = finetune_genes(encoder, model, corpus, settings, folder=folder)

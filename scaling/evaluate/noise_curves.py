@@ -12,7 +12,6 @@ from scaling.evaluate.intervals import Score
 KINDS = {"noised": "cells noised", "thinned": "counts kept"}
 AXES = {**axes.AXES, "scheme": "{} subsets"}
 FIRST = {"pretrained": 0, "baseline": 1}
-SAFE = str.maketrans(" /", "__")  # in names of files
 
 
 def draw_all(rows: pd.DataFrame, folder: Path) -> list[dict]:
@@ -37,9 +36,9 @@ def draw_all(rows: pd.DataFrame, folder: Path) -> list[dict]:
     if rows.empty:
         return []
     rows = rows[rows["cells"] == rows.groupby("model")["cells"].transform("max")]
-    varying = _varying(rows)
+    varying = axes.varying(rows, AXES)
     line, others = varying[:1], varying[1:]
-    values = [sorted(rows.loc[_given(rows, axis), axis].unique()) for axis in others]
+    values = [sorted(rows.loc[axes.given(rows, axis), axis].unique()) for axis in others]
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for dataset, combination in itertools.product(
@@ -47,26 +46,16 @@ def draw_all(rows: pd.DataFrame, folder: Path) -> list[dict]:
     ):
         part, said = rows[rows["dataset"] == dataset], [dataset]
         for axis, value in zip(others, combination, strict=True):
-            part = part[(part[axis] == value) | ~_given(part, axis)]
+            part = part[(part[axis] == value) | ~axes.given(part, axis)]
             said.append(AXES[axis].format(value))
         for kind, ends in KINDS.items():
             found = _lines(part[part["of"].str.endswith(ends)], line)
             if found:
-                path = folder / f"noise_{kind}_{'_'.join(said).translate(SAFE)}.png"
+                path = folder / f"noise_{kind}_{axes.file_name('_'.join(said))}.png"
                 title = ", ".join(said)
                 noise.draw(found, path, title=title, band="intervals of all seeds")
                 drawn.append({"path": path, "title": f"Under noise: {title}, {ends}"})
     return drawn
-
-
-def _given(rows: pd.DataFrame, axis: str) -> pd.Series:
-    return rows[axis].notna() & (rows[axis] != 0)
-
-
-def _varying(rows: pd.DataFrame) -> list[str]:
-    trained = rows[rows["kind"] == "pretrained"]
-    named = [axis for axis in AXES if axis in rows]
-    return [axis for axis in named if trained.loc[_given(trained, axis), axis].nunique() > 1]
 
 
 def _lines(rows: pd.DataFrame, axis: list[str]) -> dict[str, list[Score]]:
@@ -74,7 +63,7 @@ def _lines(rows: pd.DataFrame, axis: list[str]) -> dict[str, list[Score]]:
     by_kind = rows["kind"].map(FIRST).fillna(len(FIRST))
     named = rows["model"].astype(str)
     for name in axis:
-        given = _given(rows, name)
+        given = axes.given(rows, name)
         named = named.mask(given, named + " (" + rows[name].map(AXES[name].format) + ")")
     rows = rows.assign(line=named, first=by_kind).sort_values("first", kind="stable")
     found: dict[str, list[Score]] = {}

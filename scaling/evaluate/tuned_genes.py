@@ -99,7 +99,8 @@ def finetune_genes(
             asked = corpus, test, settings.buckets, devices
             found, of = _occurrences(classifier.logits(params, module, *asked), mine, size)
             if path:
-                classifier.export(params, module, classes, path.with_suffix(""))
+                kept = corpus.vocabulary, path.with_suffix("")
+                classifier.export(params, module, classes, *kept)
                 _save(path, logits=found, gene=of)
         else:
             with np.load(path) as held:

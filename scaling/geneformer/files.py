@@ -9,6 +9,8 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from scaling.corpus.shards import VOCABULARY
+from scaling.corpus.vocabulary import Vocabulary
 from scaling.geneformer.configs import (
     CONFIG,
     config_of,
@@ -82,8 +84,10 @@ def read(folder: pathlib.Path) -> Weights:
     return Weights(model, vocabulary, kind, params, labels, unread)
 
 
-def write(weights: Weights, folder: pathlib.Path) -> None:
-    """Writes `config.json` and `model.safetensors`, whole or not at all.
+def write(
+    weights: Weights, folder: pathlib.Path, vocabulary: Vocabulary | None = None
+) -> None:
+    """Writes `config.json`, `model.safetensors` and the vocabulary, each whole or not at all.
 
     The factor of a width-transferred head (`ModelSettings.ratio`) goes into its norm.
     """
@@ -101,6 +105,8 @@ def write(weights: Weights, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(config_of(model, weights.vocabulary, kind, labels, len(tensors[TYPES])))
     _write(folder / WEIGHTS, safetensors.numpy.save(tensors | unread, {"format": "pt"}))
+    if vocabulary is not None:
+        vocabulary.save(folder / VOCABULARY)
     _write(folder / CONFIG, config.encode())
 
 

@@ -66,8 +66,8 @@ def into_run(
     return content
 
 
-def of_run(given: pathlib.Path, kind: str = "masked_lm") -> Weights:
-    """Weights of a run's last checkpoint, or of RUN/checkpoints/STEP.
+def of_run(given: pathlib.Path, kind: str = "masked_lm") -> tuple[Weights, Vocabulary]:
+    """Weights of a run's last checkpoint, or of RUN/checkpoints/STEP, and its vocabulary.
 
     Args:
       given: the run.
@@ -85,7 +85,7 @@ def of_run(given: pathlib.Path, kind: str = "masked_lm") -> Weights:
     path = loop.run_and_step(given)[0] / UNREAD
     unread = safetensors.numpy.load_file(path) if path.exists() else {}
     params = jax.tree.map(np.asarray, params)
-    return Weights(model, len(vocabulary), kind, params, unread=unread)
+    return Weights(model, len(vocabulary), kind, params, unread=unread), vocabulary
 
 
 def encoder(given: pathlib.Path, words: str = "") -> tuple[dict, ModelSettings, Vocabulary]:
@@ -93,7 +93,8 @@ def encoder(given: pathlib.Path, words: str = "") -> tuple[dict, ModelSettings, 
 
     Args:
       given: a run, one of its checkpoints/STEP, or a folder with Geneformer's weights.
-      words: of weights, a folder of Geneformer's dictionaries or a vocabulary.json.
+      words: of weights, a folder of Geneformer's dictionaries or a vocabulary.json; "" for the one
+        that lies beside them.
 
     Raises:
       ValueError: neither; or a vocabulary that a run has already, that weights lack, or that has
@@ -103,19 +104,33 @@ def encoder(given: pathlib.Path, words: str = "") -> tuple[dict, ModelSettings, 
         if words:
             raise ValueError(f"{given} is a run and has its vocabulary; leave --vocabulary out")
         folder, step = loop.run_and_step(given)
-        model = ModelSettings(**json.loads((folder / loop.SETTINGS).read_text())["model"])
+        held = json.loads((folder / loop.SETTINGS).read_text())
+        if "model" not in held:
+            raise ValueError(
+                f"{folder} holds no run; give the run's folder, or of a fine-tuning its classifier"
+            )
+        model = ModelSettings(**held["model"])
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         return loop.load_params(folder, model, len(vocabulary), step), model, vocabulary
-    if not words:
-        raise ValueError(
-            f"{given} holds Geneformer's weights; give --vocabulary, the folder of the "
-            "dictionaries that they were trained with"
-        )
-    weights, vocabulary = read(given), dictionaries.given(words)
+    weights, vocabulary = read(given), words_of(given, words)
     _check(weights, vocabulary, given)
     unused = {"bias": np.zeros(len(vocabulary), np.float32)}  # the head's, where there is none
     params = unused | weights.params.get("encoder", weights.params)
     return params, weights.model, vocabulary
+
+
+def words_of(weights: pathlib.Path, words: str) -> Vocabulary:
+    """The vocabulary of a folder of weights: the given one, or that which lies beside them.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    if not words and not (weights / VOCABULARY).is_file():
+        raise ValueError(
+            f"{weights} holds weights without a vocabulary; give --vocabulary, the folder of "
+            "Geneformer's dictionaries that they were trained with, or a vocabulary.json"
+        )
+    return dictionaries.given(words or str(weights / VOCABULARY))
 
 
 def _check(weights: Weights, vocabulary: Vocabulary, source) -> None:

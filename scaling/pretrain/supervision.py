@@ -1,6 +1,7 @@
 """Annotations of cells -> classes predicted in pretraining, beside the masked genes (TEDDY)."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class SupervisionSettings:
         if len(weights) != len(self.columns) or set(weights) - set(COLUMNS):
             raise ValueError(
                 f"supervision.columns is {self.columns}; give distinct ones of {COLUMNS}, or pairs "
-                "of one and its weight"
+                "of one and its weight; which column of .obs each is, data.cell_type and its like "
+                "say"
             )
         for column, weight in weights.items():
             if not (isinstance(weight, int | float) and 0 < weight < float("inf")):
@@ -99,13 +101,16 @@ def _kinds(names: tuple[str, ...], settings: SupervisionSettings) -> np.ndarray:
     """bool [C, C]: the class of the column is a kind of that of the row."""
     ontology = cell_ontology.read_ontology(settings.ontology)
     table = cell_ontology.read_labels(settings.ontology_labels or cell_ontology.LABELS)
-    terms, _ = cell_ontology.match(names, ontology, table)
+    terms, without = cell_ontology.match(names, ontology, table)
     if not terms:
         raise ValueError(
             f"supervision.ontology {settings.ontology} has a term for none of the cell types "
             f"{', '.join(names[:5])}; give their terms in supervision.ontology_labels, a CSV with "
             "the columns label and term, or leave it out"
         )
+    told = "; ".join(f"{name}: {why}" for name, why in without.items())
+    told = f"; classes of their own: {told}" if told else ""
+    print(f"{len(terms)} of {len(names)} cell types have a term{told}", file=sys.stderr)
     above = [ontology.above(terms[name]) if name in terms else {} for name in names]
     return np.array([[terms.get(name) in of_kind for of_kind in above] for name in names])
 
