@@ -6,6 +6,7 @@ With columns named, one curve of any table: --table=t.csv --x=cells --y=loss --o
 import json
 import os
 import pathlib
+import zlib
 
 import pandas as pd
 from absl import app, flags
@@ -16,7 +17,8 @@ from scaling.analyse import tables
 from scaling.analyse.forms import FORMS
 from scaling.corpus.shards import read_table
 
-TABLE = flags.DEFINE_string("table", None, "scores as .jsonl, .csv or .parquet", required=True)
+TABLE = flags.DEFINE_string("table", None, "scores as .jsonl, .csv (each also .gz) or .parquet",
+                            required=True)  # fmt: skip
 OUT = flags.DEFINE_string("out", None, "folder that gets report.html, fits.json; with --x and --y "
                           "the .json file that gets the curve", required=True)  # fmt: skip
 X = flags.DEFINE_string("x", "", "column of sizes D (of unique cells for --form=repeated)")
@@ -39,11 +41,14 @@ READERS = {
 def fit() -> str:
     """Fits every curve of the table and writes the report, or fits the columns named."""
     path, out = pathlib.Path(TABLE.value), pathlib.Path(OUT.value)
-    if path.suffix not in READERS or not path.is_file():
-        raise ValueError(f"{path}: no table; give a {', '.join(READERS)} file of scores")
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind not in READERS or not path.is_file():
+        raise ValueError(
+            f"{path}: no table; give a {', '.join(READERS)} file of scores (or .jsonl.gz, .csv.gz)"
+        )
     try:
-        rows = READERS[path.suffix](path)
-    except (ValueError, OSError) as error:
+        rows = READERS[kind](path)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: no readable table of scores ({error})") from error
     if X.value or Y.value:
         return _fit_columns(rows, path, out)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from scaling.analyse import sections
-from scaling.analyse.compare import from_mlm, rank_table
+from scaling.analyse.compare import differences, from_mlm, rank_table
 from scaling.analyse.fits import fit_table
 
 
@@ -74,3 +74,21 @@ def test_a_model_differs_from_mlm_in_what_was_changed():
     page = sections.differences(list(found.values()))
     assert "leave zero out: 2 of 4" in page and page.count("<b>") == 2
     assert sections.differences([]) == "" == sections.differences(from_mlm(rows, []))
+
+
+def test_flat_curves_differ_in_their_offset_and_what_is_open_is_said():
+    """Without a trend no exponent is told; with one in noise it is open within its range."""
+    rows = losses(mlm=(2.0, 30.0), cab=(1.5, 30.0), pca=(1.0, 0.5))  # 100^-30 is nothing
+    [gap] = from_mlm(rows, fit_table(rows, draws=100), draws=200)
+    assert gap["form"] == "constant" and set(gap["parameters"]) == {"E"}
+    low, high = gap["parameters"]["E"]["interval"]
+    assert low < -0.5 < high < 0
+    noise = np.random.default_rng(1).normal(0, 0.2, len(rows))
+    rows["value"] += noise
+    curves = {name: (of["cells"], of["value"], None) for name, of in rows.groupby("model")}
+    found = {name: {"forms": {"power": {"aicc": 0.0}}} for name in curves}
+    pair = {name: curves[name] for name in ("mlm", "cab")}
+    [gap] = differences(pair, found, "log", draws=200)
+    assert not gap["parameters"]["alpha"]["identified"] and gap["parameters"]["E"]["identified"]
+    page = sections.differences([gap | {"score": "loss", "read_from": "P", "dataset": "kang"}])
+    assert page.count("<td>not identified</td>") == 1

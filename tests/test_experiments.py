@@ -85,6 +85,15 @@ def test_embed_tells_cells_without_a_shift_and_settings_of_nothing(workdir, tmp_
     assert "--read and --order are of --fill" in refused.stderr
 
 
+def test_a_start_does_not_wait_for_libraries_that_only_some_files_need():
+    loaded = "import sys, scaling.settings, scaling.pretrain.bench; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    late = {"anndata", "dask", "distributed", "networkx", "matplotlib", "sklearn", "scanpy"}
+    assert not late & set(found.stdout.split())
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_such(tmp_path):
     command = [sys.executable, "-m", "experiments.pretrain", SMOKE, f"--workdir={tmp_path}"]
@@ -139,6 +148,13 @@ def test_fit_of_named_columns_writes_one_file_or_a_message(tmp_path):
     assert f"{table}: 1 of 12 losses are zero or negative" in refused and not other.exists()
     refused = call("fit", *columns, f"--out={tmp_path}", status=2).stderr
     assert "a .json file as --out" in refused
+    packed = tmp_path / "t.csv.gz"
+    rows.loc[1:].to_csv(packed, index=False)
+    columns = f"--table={packed}", *columns[1:]
+    assert "saturating" in call("fit", *columns, f"--out={other}").stdout
+    packed.write_bytes(packed.read_bytes()[:100])
+    refused = call("fit", *columns, f"--out={other}", status=2).stderr
+    assert f"{packed}: no readable table of scores" in refused
 
 
 @pytest.mark.slow

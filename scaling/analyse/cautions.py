@@ -8,15 +8,15 @@ from scaling.analyse.intervals import ENDS
 from scaling.analyse.trends import MIN_FREEDOM
 
 
-def unidentified(form: str, points, columns) -> list[str]:
-    """Words for each searched number whose bootstrap interval reaches the end of its range."""
-    thetas, flags = points[:, 1 + FORMS[form].slopes :].T, []
+def unidentified(form: str, points, columns) -> dict[str, str]:
+    """Searched numbers whose bootstrap interval reaches the end of their range, and words on it."""
+    thetas, flags = points[:, 1 + FORMS[form].slopes :].T, {}
     for name, theta, low, high in zip(
         FORMS[form].searched, thetas, *bounds(form, columns), strict=True
     ):
         reached = np.quantile(theta, ENDS)
         if reached[0] <= low + 0.01 or reached[1] >= high - 0.01:
-            flags.append(f"{name} not identified: its interval reaches the searched range")
+            flags[name] = f"{name} not identified: its interval reaches the searched range"
     return flags
 
 

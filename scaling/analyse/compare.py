@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from scaling.analyse import intervals
+from scaling.analyse import cautions, intervals
 from scaling.analyse.fits import cells_of
 from scaling.analyse.forms import columns_of, named
 from scaling.analyse.refits import refit
@@ -14,17 +14,20 @@ from scaling.analyse.trends import KEY, finite, size_mean_draws, tidy
 # Whose curves are compared in a report; every pair takes seconds.
 SCORES = ("loss", "accuracy", "logistic_macro_f1", "avg_bio", "average_batch_score")
 WHAT = {"alpha": "exponent", "s": "exponent", "beta": "exponent", "E": "offset", "S_inf": "offset",
-        "D0": "saturation"}  # fmt: skip
+        "log10_saturation": "saturation"}  # fmt: skip
 
 
 def differences(curves: dict, found: dict, scale: str, draws: int = 1000) -> list[dict]:
     """Each pair of curves, the second minus the first, in one form for both.
 
     Both are fitted with the form of least summed AICc among those fitted to each, and resampled
-    independently; seeds that two curves share are not paired, which widens the intervals.
+    independently; seeds that two curves share are not paired, which widens the intervals. Two flat
+    curves, both best told by a constant, differ in their offset alone.
     Args: curves: {name: (x, y, x2 or None)}; found: {name: what `fit_curve` returned}.
-    Returns: [{one, other, form, parameters: {name: {what, value, interval}}, saturation}]; a
-      saturation point is the size at which 95 % of S_inf is reached, as its logarithm to base 10.
+    Returns: [{one, other, form, parameters: {name: {what, value, interval, identified}}}]; what is
+      "exponent", "offset", "saturation" (the size at which 95 % of S_inf is reached, as its
+      logarithm to base 10) or "coefficient". Not identified: of either curve, the bootstrap's
+      interval reaches the end of the searched range, so that the difference says nothing.
     """
     results = []
     for one, other in itertools.combinations(curves, 2):
@@ -32,18 +35,20 @@ def differences(curves: dict, found: dict, scale: str, draws: int = 1000) -> lis
         scores = {
             form: sum(np.inf if (a := found[n]["forms"][form]["aicc"]) is None else a
                       for n in (one, other))
-            for form in sorted(shared - {"constant"}) or sorted(shared)
+            for form in sorted(shared)
         }  # fmt: skip
         form = min(scores, key=scores.get)
-        first, second = (_draws(form, scale, *curves[name], draws, i)
-                         for i, name in enumerate((one, other)))  # fmt: skip
+        (first, lost), (second, lost_too) = (_draws(form, scale, *curves[name], draws, i)
+                                             for i, name in enumerate((one, other)))  # fmt: skip
         parameters = {}
         for name in first:
             with np.errstate(invalid="ignore"):  # of two that are infinite
                 gap = second[name] - first[name]
                 ends = np.quantile(gap[1:], intervals.ENDS).tolist() if len(gap) > 1 else None
-            what = WHAT.get(name, "saturation" if name == "log10_saturation" else "coefficient")
-            parameters[name] = {"what": what, "value": float(gap[0]), "interval": ends}
+            parameters[name] = {
+                "what": WHAT.get(name, "coefficient"), "value": float(gap[0]), "interval": ends,
+                "identified": name not in lost | lost_too,
+            }  # fmt: skip
         results.append({"one": one, "other": other, "form": form, "parameters": parameters})
     return results
 
@@ -80,8 +85,8 @@ def _told(gap: dict) -> bool:
     return bool(np.isfinite([gap["value"], *(gap["interval"] or ())]).all())
 
 
-def _draws(form, scale, x, y, x2, draws, seed) -> dict[str, np.ndarray]:
-    """The point estimate, then its bootstrap, of each coefficient."""
+def _draws(form, scale, x, y, x2, draws, seed) -> tuple[dict[str, np.ndarray], set[str]]:
+    """The point estimate, then its bootstrap, of each coefficient; those not identified."""
     x, y, _, *second = finite(x, y, *([] if x2 is None else [x2]))
     x2 = second[0] if second else None
     columns, centres = columns_of(form, x, x2)
@@ -95,7 +100,10 @@ def _draws(form, scale, x, y, x2, draws, seed) -> dict[str, np.ndarray]:
         top = np.maximum(0.05 * values["S_inf"], 1e-12)
         with np.errstate(divide="ignore"):  # a D0 on its bound
             values["log10_saturation"] = np.log10(values["D0"]) - np.log10(top) / values["s"]
-    return values
+    lost = set(cautions.unidentified(form, points[1:], columns)) if len(points) > 1 else set()
+    if "s" in lost:
+        lost |= {"D0", "log10_saturation"}
+    return values, lost
 
 
 def rank_table(scores: pd.DataFrame, draws: int = 4000) -> pd.DataFrame:

@@ -91,7 +91,7 @@ def measure(scenario: Scenario, cases: int, draws: int) -> list[dict]:
         given = columns, cells_of(x, x2), target, point
         drawn = intervals.bootstrap(form, scale, *given, draws)
         warned = cautions.on_bounds(form, scale, point, columns)
-        warned += cautions.unidentified(form, drawn["points"], columns)
+        warned += cautions.unidentified(form, drawn["points"], columns).values()
         excused.append(bool(warned))
         kinds = {
             "bootstrap": intervals.percentiles(form, drawn["points"], centres),

@@ -164,7 +164,7 @@ def _add_intervals(result: dict, x, x2, target, draws: int) -> None:
     result["profile_intervals"] = intervals.profiles(
         form, scale, columns, centres, target, point, float(lower[0]), drawn
     )
-    flags.extend(cautions.unidentified(form, drawn["points"], columns))
+    flags.extend(cautions.unidentified(form, drawn["points"], columns).values())
     if scale == "raw" and cautions.poor_fit(cells, target, fitted, len(point)):
         flags.append("poor fit: size means leave the curve by more than seeds explain")
 

@@ -248,6 +248,9 @@ def differences(found: list[dict]) -> str:
             gaps = [g for g in pair["parameters"].values() if g["what"] == kind and g["interval"]]
             parts = []
             for gap in gaps:
+                if not gap["identified"]:
+                    parts.append("not identified")
+                    continue
                 low, high = gap["interval"]
                 beyond = low > 0 or high < 0
                 apart, told = apart + beyond, told + 1
@@ -261,8 +264,10 @@ def differences(found: list[dict]) -> str:
     return (
         "<h2>Does the objective change the curve?</h2><p>Each model's curve less that of mlm, both "
         "in the form that fits the two best; 95 % intervals in brackets, bold where they leave "
-        f"zero out: {apart} of {told}. Seeds of two models are not paired. Saturation: logarithm "
-        "to base 10 of the size, or D0, of a saturating curve.</p>"
+        f"zero out: {apart} of {told}. Seeds of two models are not paired. Of two flat curves "
+        "(constant) only the offset can differ. Saturation: logarithm to base 10 of the size at "
+        "which 95 % of the plateau is reached. Not identified: the scores leave it open within "
+        "the searched range.</p>"
         f'<table class="small"><tr>{head}</tr>{"".join(lines)}</table>'
     )
 

@@ -165,6 +165,7 @@ def words(found: dict) -> str:
         lines.append(f"{pair['other']} minus {pair['one']}, both {pair['form']}")
         for parameter, gap in pair["parameters"].items():
             shown = f"{gap['value']:+.4g} {_within(gap['interval'])}"
+            shown += "" if gap["identified"] else ", not identified"
             lines.append(f"  {parameter} ({gap['what']}): {shown}")
     return "\n".join(lines)
 

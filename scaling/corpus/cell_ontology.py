@@ -6,9 +6,10 @@ import functools
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import networkx
-import obonet
+if TYPE_CHECKING:
+    import networkx
 
 EXACT = re.compile(r'^"(?P<text>.*)" EXACT\b')  # a synonym as OBO 1.2 and 1.4 write it
 LABELS = pathlib.Path(__file__).with_name("cell_ontology_labels.csv")
@@ -25,7 +26,7 @@ class Ontology:
       release: of the file, as its header says.
     """
 
-    is_a: networkx.DiGraph
+    is_a: "networkx.DiGraph"
     names: dict[str, str]
     spelled: dict[str, frozenset[str]]
     release: str
@@ -36,6 +37,8 @@ class Ontology:
 
     def above(self, term: str) -> dict[str, int]:
         """A term and all its ancestors, each with the fewest is_a steps up to it."""
+        import networkx  # here, as it takes a quarter of a second
+
         if term not in self._above:
             self._above[term] = networkx.single_source_shortest_path_length(self.is_a, term)
         return self._above[term]
@@ -50,6 +53,9 @@ def read_ontology(path: str | pathlib.Path) -> Ontology:
     Raises:
       ValueError: not an OBO file, no term of the Cell Ontology, or is_a edges in a circle.
     """
+    import networkx
+    import obonet
+
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; download cl-basic.obo of the Cell Ontology")

@@ -4,11 +4,9 @@ import dataclasses
 import os
 import pathlib
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from scipy import sparse
 
 _COUNTS = ("cells", "genes", "cell_types", "donors", "batches", "programs")
@@ -152,6 +150,8 @@ def simulate(path: str | os.PathLike, settings: Simulation) -> None:
     Raises:
         OSError: the folder of `path` does not exist or cannot be written; nothing is left there.
     """
+    import anndata  # here, as it takes most of a second
+
     path = pathlib.Path(path)
     cell_type, donor = _draw_labels(settings)
     counts = _draw_counts(settings, cell_type, donor)
@@ -173,5 +173,7 @@ def simulate(path: str | os.PathLike, settings: Simulation) -> None:
 
 def settings_of(path: str | os.PathLike) -> Simulation:
     """The settings that a file of `simulate` was made with."""
+    from anndata.io import read_elem
+
     with h5py.File(path) as file:
         return Simulation(**read_elem(file["uns/simulation"]))

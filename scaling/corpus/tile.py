@@ -5,7 +5,6 @@ import pathlib
 
 import h5py
 import numpy as np
-from anndata.io import sparse_dataset, write_elem
 from tqdm import tqdm
 
 from scaling.corpus import readers
@@ -27,6 +26,8 @@ def tile(source: readers.Source, cells: int, out: pathlib.Path, seed: int = 0) -
       out: the file, X CSR int32, compressed by gzip; one that is there is replaced.
       seed: of the draws.
     """
+    from anndata.io import sparse_dataset, write_elem  # here, as it takes most of a second
+
     size = len(source.obs)
     copies, rows = np.divmod(np.arange(cells), size)
     obs = source.obs.iloc[rows]

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from dask.distributed import Client, LocalCluster, as_completed
 from tqdm import tqdm
 
 from scaling.corpus.pieces import Piece, Work
@@ -40,6 +39,8 @@ def run(
                 do(piece, works[piece.dataset])
                 bar.update(len(piece.rows))
             return
+        from dask.distributed import as_completed  # here, as it takes a third of a second
+
         with _client(workers, scheduler) as client:
             sent = {name: client.scatter(work, broadcast=True) for name, work in works.items()}
             futures = {
@@ -52,7 +53,9 @@ def run(
 
 
 @contextlib.contextmanager
-def _client(workers: int, scheduler: str) -> Iterator[Client]:
+def _client(workers: int, scheduler: str) -> Iterator:
+    from dask.distributed import Client, LocalCluster
+
     if scheduler:
         try:
             client = Client(scheduler, timeout=TIMEOUT)

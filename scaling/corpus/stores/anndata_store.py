@@ -7,7 +7,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import zarr
-from anndata.io import read_elem, sparse_dataset
 
 from scaling.corpus.stores import hdf5
 from scaling.corpus.stores.by_cell import ENTRIES, Block, CellRows, Triplets, check_pointers
@@ -39,6 +38,8 @@ def tables(path: Address, layer: str) -> Contents:
 @contextlib.contextmanager
 def matrix(path: Address, name: str, obs: pd.DataFrame) -> Iterator:
     """The stored matrix, dense, CSR or (as triplets) CSC; None where there is none."""
+    from anndata.io import sparse_dataset  # here, as it takes most of a second
+
     with _opened(path) as root:
         try:
             element = root.get(name.replace("raw.X", "raw/X"))
@@ -82,6 +83,8 @@ def _opened(path: Address) -> Iterator[Group]:
 
 
 def _table(root: Group, path: Address, name: str) -> pd.DataFrame:
+    from anndata.io import read_elem  # here, as it takes most of a second
+
     try:
         table = read_elem(root[name])
     except Exception as error:  # as above
