@@ -39,7 +39,8 @@ def seconds(
     from scaling.pretrain.plan import Plan, padded_lengths
 
     opened = Corpus.open(pathlib.Path(corpus))
-    lengths, settings = opened.obs["length"].to_numpy(), masking.MaskingSettings(**masks)
+    lengths = opened.obs["length"].to_numpy()
+    settings = masking.MaskingSettings(**masks | {"band": tuple(masks["band"])})  # JSON has lists
     padded = padded_lengths(lengths, length, buckets)
     of_cell = np.searchsorted(padded, lengths.clip(max=padded[-1])).astype(np.uint16)
     plan, total = Plan(len(lengths), batch, 0, of_cell), steps * (passes + 1)
