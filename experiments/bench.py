@@ -1,10 +1,8 @@
-"""Losses, steps, corpora, fits -> times and memory: python -m experiments.bench [GROUP CASE]"""
+"""Losses, steps, corpora, fits -> times and memory: python -m experiments.bench --only=TITLE"""
 
 import dataclasses
 import functools
-import json
 import pathlib
-import sys
 
 from absl import app, flags
 
@@ -12,11 +10,11 @@ from configs import default, quickstart
 from kernels.cab import bench, shapes
 from scaling import prepare
 from scaling.analyse import bench as fitting
-from scaling.corpus import bench_report
+from scaling.corpus import alone, bench_report
 from scaling.corpus.bench import Cells
 from scaling.evaluate import bench as evaluation
 from scaling.pretrain import whole_steps
-from scaling.pretrain.bench import corpora, one_cell, steps
+from scaling.pretrain.bench import corpora, memory_alone, programs
 from scaling.settings import Settings
 
 OUT = flags.DEFINE_string("out", "runs/bench.json", "file that gets the record")
@@ -29,19 +27,16 @@ MEMORY_CELLS = flags.DEFINE_list("memory_cells", ["20000"], "cells of what is wa
 
 
 def main(arguments: list[str]) -> None:
-    """Measures all groups, or prints the memory of one case alone."""
+    """Measures all groups, or those of --only."""
+    if arguments[1:]:
+        raise app.UsageError(f"what is {arguments[1:]}? --only names what is to be measured")
     count, rounds = CELLS.value, ROUNDS.value
     configs = {"gf-v1-10m": default, "quickstart": quickstart}
     models = {name: Settings.from_config(of.get_config()) for name, of in configs.items()}
     first, genes = models["gf-v1-10m"], shapes.SHAPES["gf-v1-10m"].V
-    groups = {
-        f"training step of gf-v1-10m, {count} cells": steps(first.run, genes, count),
-        "gradients of gf-v1-10m, 1 cell": one_cell(first.run, genes),
-        **bench.heads(count),
-    }
-    if len(arguments) == 3:
-        print(json.dumps(bench.memory(groups[arguments[1]][arguments[2]])))
-        return
+    groups = programs("gf-v1-10m", first.run, genes, count)
+    as_json = dataclasses.asdict(first.run)
+    of_case = functools.partial(alone.run, memory_alone, "gf-v1-10m", as_json, genes, count)
     path = pathlib.Path(OUT.value)
     cells = Cells(path.with_suffix(".cells"), H5AD.value, CORPUS_CELLS.value, first.data)
     rows = whole_steps.rows(models, genes, count, prepare.corpus_of, cells.folder, rounds)
@@ -56,9 +51,8 @@ def main(arguments: list[str]) -> None:
     titles = [title for title in (*groups, *rows) if ONLY.value in title]
     if not titles:
         raise app.UsageError(f"no title holds {ONLY.value!r}; there are {[*groups, *rows]}")
-    alone = [sys.executable, "-m", "experiments.bench", f"--cells={count}"]
     some = {title: group for title, group in groups.items() if title in titles}
-    record = {**bench.machine(), "groups": bench.measure(some, rounds, alone)}
+    record = {**bench.machine(), "groups": bench.measure(some, rounds, of_case)}
     record["rows"] = {title: rows[title]() for title in rows if title in titles}
     cells.clear()
     bench_report.write(record, path)

@@ -22,7 +22,7 @@ from scaling.corpus import alone, bench_report, plain, readers, tile
 from scaling.corpus import bench as corpus_bench
 from scaling.evaluate import bench as evaluation_bench
 from scaling.pretrain import feeding, masking, sharding
-from scaling.pretrain.bench import feed, one_cell, steps
+from scaling.pretrain.bench import feed, memory_alone, one_cell, steps
 from scaling.pretrain.model import ModelSettings
 from scaling.settings import Settings
 
@@ -101,17 +101,26 @@ def test_cases_take_turns_and_ratios_are_to_the_first(capsys):
         compiled = jax.jit(jnp.sin).lower(1.0).compile()
         return lambda: bench.Program(compiled, lambda: calls.append(name) or compiled(1.0))
 
-    report = {"process_before": 1, "process_peak": 8, "temporary": 2}
-    alone = [sys.executable, "-c", f"print({json.dumps(json.dumps(report))})"]
-    found = bench.measure({"group": {"a": case("a"), "b": case("b")}}, 2, alone)["group"]
+    reports = {
+        name: {"process_before": 1, "process_peak": peak, "temporary": 2}
+        for name, peak in {"a": 8, "b": 12}.items()
+    }
+    of_case = {("group", name): report for name, report in reports.items()}
+    group = {"a": case("a"), "b": case("b")}
+    found = bench.measure({"group": group}, 2, lambda *of: of_case[of])["group"]
     assert calls == ["a", "b"] * 3
     assert found["a"]["ratios"] == {"seconds": 1, "process_peak": 1, "temporary": 1}
     seconds = {name: row["seconds"]["least"] for name, row in found.items()}
     assert found["b"]["ratios"]["seconds"] == seconds["b"] / seconds["a"]
-    assert found["b"]["bytes"] == report
-    with pytest.raises(RuntimeError, match="group: a: .*no memory left"):
-        alone = [sys.executable, "-c", "raise SystemExit('no memory left')"]
-        bench.measure({"group": {"a": case("a")}}, 1, alone)
+    assert found["b"]["bytes"] == reports["b"] and found["b"]["ratios"]["process_peak"] == 1.5
+
+
+def test_memory_is_that_of_a_fresh_process():
+    settings = dataclasses.asdict(Settings.from_config(quickstart.get_config()).run)
+    found = alone.run(memory_alone, "tiny", settings, 100, 2, "gradients of tiny, 1 cell", "cab")
+    assert 0 < found["process_before"] < found["process_peak"] and found["temporary"] > 0
+    with pytest.raises(RuntimeError, match="(?s)memory_alone: .*KeyError: 'literal'"):
+        alone.run(memory_alone, "tiny", settings, 100, 2, "gradients of tiny, 1 cell", "literal")
 
 
 def test_refits_are_measured_for_each_form():
@@ -130,11 +139,11 @@ def test_memory_of_the_blocked_head_in_a_fresh_process():
 
     def bytes_of(implementation):
         group, case = "head of gf-v1-10m, 1 cell", f"cab, {implementation}"
-        command = [sys.executable, "-m", "experiments.bench", group, case]
-        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        return alone.run(memory_alone, "gf-v1-10m", settings, shape.V, 4, group, case)
 
-    blocked, reference = bytes_of("blocked"), bytes_of("reference")
     shape = shapes.SHAPES["gf-v1-10m"]
+    settings = dataclasses.asdict(Settings.from_config(default.get_config()).run)
+    blocked, reference = bytes_of("blocked"), bytes_of("reference")
     of_gradients = 4 * shape.V * shape.D
     # What arrays over the slots and a block of 512 genes took, and the gradient by the embedding.
     assert blocked["temporary"] - 2 * of_gradients < 12 * 4 * shape.M * 512

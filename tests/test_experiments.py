@@ -97,7 +97,7 @@ def test_a_start_does_not_wait_for_libraries_that_only_some_files_need():
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_such(tmp_path):
     command = [sys.executable, "-m", "experiments.pretrain", SMOKE, f"--workdir={tmp_path}"]
-    command.append("--config.train.cells=200")
+    command += ["--config.train.cells=200", "--config.train.steps=100000"]  # more than it gets done
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
         said = b""

@@ -4,13 +4,11 @@ Times are only compared within one run: the cases of a group take turns, so that
 slows all of them. `experiments/bench.py` adds whole training steps and writes the record.
 """
 
-import json
 import os
 import pathlib
 import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -146,26 +144,22 @@ def _peak_of_process() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(groups: Groups, rounds: int, alone: list[str]) -> dict[str, dict[str, dict]]:
+def measure(
+    groups: Groups, rounds: int, alone: Callable[[str, str], dict]
+) -> dict[str, dict[str, dict]]:
     """Seconds and bytes of every case, and their ratios to the first case of the group.
 
     Args:
       groups: the cases.
       rounds: how often each is timed.
-      alone: command that prints `memory` of the case whose group and name are added to it.
-
-    Raises:
-      RuntimeError: a fresh process failed; its last words are in the message.
+      alone: `memory` of the case of a group and a name, called in a fresh process.
     """
     found = {}
     for title, group in tqdm(groups.items(), desc="bench", unit="group"):
         times = seconds(group, rounds)
         rows = {}
         for name in group:
-            done = subprocess.run([*alone, title, name], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{title}: {name}: {done.stderr[-2000:]}")
-            rows[name] = {"seconds": times[name], "bytes": json.loads(done.stdout)}
+            rows[name] = {"seconds": times[name], "bytes": alone(title, name)}
         first = rows[next(iter(rows))]
         for row in rows.values():
             row["ratios"] = {

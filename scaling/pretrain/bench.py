@@ -22,6 +22,27 @@ STEPS = 1_000  # of the learning rate's schedule
 BUCKETS = 32  # lengths to pad to, at most: the README's advice for cells of unlike lengths
 
 
+def programs(name: str, settings: step.RunSettings, vocabulary: int, cells: int) -> bench.Groups:
+    """All programs of a model whose times and memory are measured, by title."""
+    return {
+        f"training step of {name}, {cells} cells": steps(settings, vocabulary, cells),
+        f"gradients of {name}, 1 cell": one_cell(settings, vocabulary),
+        **bench.heads(cells),
+    }
+
+
+def memory_alone(
+    name: str, settings: dict, vocabulary: int, cells: int, title: str, case: str
+) -> dict[str, int]:
+    """`bench.memory` of one of the `programs`, for a process that imports nothing else.
+
+    Args:
+      settings: as JSON holds those of a run.
+    """
+    run = step.RunSettings.from_config(settings)
+    return bench.memory(programs(name, run, vocabulary, cells)[title][case])
+
+
 def steps(settings: step.RunSettings, vocabulary: int, cells: int) -> dict[str, bench.Case]:
     """One whole training step with each objective: model, loss, AdamW, metrics.
 
