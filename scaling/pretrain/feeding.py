@@ -40,7 +40,8 @@ def seconds(
 
     opened = Corpus.open(pathlib.Path(corpus))
     lengths = opened.obs["length"].to_numpy()
-    settings = masking.MaskingSettings(**masks | {"band": tuple(masks["band"])})  # JSON has lists
+    tuples = {name: tuple(held) for name, held in masks.items() if isinstance(held, list)}
+    settings = masking.MaskingSettings(**masks | tuples)  # JSON has lists
     padded = padded_lengths(lengths, length, buckets)
     of_cell = np.searchsorted(padded, lengths.clip(max=padded[-1])).astype(np.uint16)
     plan, total = Plan(len(lengths), batch, 0, of_cell), steps * (passes + 1)
