@@ -35,13 +35,12 @@ def seconds(
     import jax
 
     from scaling.corpus.shards import Corpus
-    from scaling.pretrain import batches, masking, sharding
+    from scaling.pretrain import batches, masking, sharding, step
     from scaling.pretrain.plan import Plan, padded_lengths
 
     opened = Corpus.open(pathlib.Path(corpus))
     lengths = opened.obs["length"].to_numpy()
-    tuples = {name: tuple(held) for name, held in masks.items() if isinstance(held, list)}
-    settings = masking.MaskingSettings(**masks | tuples)  # JSON has lists
+    settings = masking.MaskingSettings(**step.hashable(masks))
     padded = padded_lengths(lengths, length, buckets)
     of_cell = np.searchsorted(padded, lengths.clip(max=padded[-1])).astype(np.uint16)
     plan, total = Plan(len(lengths), batch, 0, of_cell), steps * (passes + 1)

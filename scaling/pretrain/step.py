@@ -67,7 +67,7 @@ class RunSettings:
         Raises:
           ValueError: a setting that contradicts itself or another.
         """
-        config = {part: _hashable(config.get(part, {})) for part in _PARTS}
+        config = {part: hashable(config.get(part, {})) for part in _PARTS}
         return cls(
             ModelSettings(**config["model"]),
             masking.MaskingSettings(**config["masking"]),
@@ -103,7 +103,7 @@ class RunSettings:
 _PARTS = "model", "masking", "objective", "train", "devices", "supervision"
 
 
-def _hashable(fields: Mapping) -> dict:
+def hashable(fields: Mapping) -> dict:
     """With tuples for the lists that JSON makes of them."""
 
     def of(value):
