@@ -315,7 +315,8 @@ def settings(table: pd.DataFrame) -> str:
     return (
         "<h2>The settings, side by side</h2><p>At the largest size; means over seeds, in brackets "
         "from the lowest to the highest end of the seeds' 95 % intervals over cells. Masked "
-        "accuracy is read from Q. Brackets that overlap show no difference, nor that there is none.</p>"
+        "accuracy is read from Q. Brackets that overlap show neither a difference nor "
+        "that there is none.</p>"
         + "\n".join(tables)
     )
 
