@@ -188,6 +188,7 @@ ATTACKS = {
     "empty": (b"", "truncated, damaged or no pickle"),
     "text": (b"gene,token\nENSG1,2\n", "truncated|more than a dict"),
     "opcode 255": (START + b"\xff" + STOP, "truncated, damaged or no pickle"),
+    "an odd escape": (START + b"P\\\x00\n" + STOP, "more than a dict|PERSID"),
     "huge string": (START + b"\x8d" + b"\xff" * 7 + b"\x7f", "truncated, damaged"),
 }
 

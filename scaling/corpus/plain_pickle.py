@@ -9,6 +9,7 @@ followed below, all others are refused, and no name of the file is ever looked u
 import dataclasses
 import pathlib
 import pickletools
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -70,7 +71,9 @@ def read_dict(path: pathlib.Path, kind: type) -> dict:
             raise ValueError("a Git LFS pointer, not the file itself: run git lfs pull there")
         if len(data) > MAX_BYTES:
             raise ValueError(f"longer than the {MAX_BYTES} bytes that a dictionary may have")
-        found = _follow(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in texts, which are refused
+            found = _follow(data)
         for key, value in found.items():
             if type(value) is not kind:
                 raise ValueError(
