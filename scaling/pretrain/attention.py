@@ -76,12 +76,14 @@ def _blocks(query_GxKxRxE, key_GxLxE, value_GxLxE, mask_GxL, kept_KxRxL, rate: f
 
 def _forward(query_GxKxRxE, key_GxLxE, value_GxLxE, mask_GxL, kept_KxRxL, rate: float):
     def of_head(query_KxRxE, key_LxE, value_LxE, mask_L):
+        read_L, key_LxE, value_LxE = _read(mask_L, key_LxE, value_LxE)
+
         def block(args):
             query_RxE, kept_RxL = args
-            scores = _scores(query_RxE, key_LxE, mask_L)
+            scores = _product("re,le->rl", query_RxE, key_LxE)
             peak = scores.max(-1, keepdims=True)
             weights = jnp.exp(scores - peak)
-            total = weights.sum(-1, keepdims=True)
+            total = jnp.dot(weights, read_L.astype(weights.dtype), precision="highest")[:, None]
             if rate:
                 weights, total = jnp.where(kept_RxL, weights, 0.0), total * (1 - rate)
             return _product("rl,le->re", weights, value_LxE) / total, peak, total
@@ -101,13 +103,15 @@ def _backward(rate: float, residuals, d_out_GxKxRxE):
     turned = functools.partial(jnp.swapaxes, axis1=-1, axis2=-2)
 
     def of_head(query_KxRxE, key_LxE, value_LxE, mask_L, d_out, along, peak):
+        read_L, key_LxE, value_LxE = _read(mask_L, key_LxE, value_LxE)
+
         def block(carry, args):
             d_key_ExL, d_value_ExL = carry
             query_RxE, query_ExR, d_out_RxE, d_out_ExR, along, peak, kept_RxL = args
-            weights = jnp.exp(_scores(query_RxE, key_LxE, mask_L) - peak)
+            weights = jnp.exp(_product("re,le->rl", query_RxE, key_LxE) - peak)
             d_weights = _product("re,le->rl", d_out_RxE, value_LxE)
             kept_weights = jnp.where(kept_RxL, weights, 0.0) if rate else weights
-            d_scores = kept_weights * d_weights - weights * along
+            d_scores = jnp.where(read_L, kept_weights * d_weights - weights * along, 0.0)
             # E x R and E x L: both operands are then read as they lie, in a third of the time.
             d_value_ExL += _product("er,rl->el", d_out_ExR, kept_weights)
             d_key_ExL += _product("er,rl->el", query_ExR, d_scores)
@@ -118,7 +122,8 @@ def _backward(rate: float, residuals, d_out_GxKxRxE):
         (d_key, d_value), d_query = jax.lax.scan(block, (zero, zero), of_blocks)
         some_key = mask_L.any()  # without one, all scores are a constant
         d_query, d_key = jnp.where(some_key, d_query, 0), jnp.where(some_key, turned(d_key), 0)
-        return d_query.astype(dtype), d_key.astype(dtype), turned(d_value).astype(dtype)
+        d_value = jnp.where(read_L[:, None], turned(d_value), 0)
+        return d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype)
 
     return *_over_heads(of_head, *arrays, d_out, along, peak), None, None
 
@@ -143,9 +148,16 @@ def _apart(x_BxLxHxE: jax.Array) -> jax.Array:
     return jnp.swapaxes(x_BxLxHxE, 1, 2).reshape(-1, x_BxLxHxE.shape[1], x_BxLxHxE.shape[3])
 
 
-def _scores(query_RxE, key_LxE, mask_L):
-    scores = _product("re,le->rl", query_RxE, key_LxE)
-    return jnp.where(mask_L, scores, jnp.finfo(scores.dtype).min)
+def _read(mask_L, key_LxE, value_LxE):
+    """Which keys are read, and keys and values with which no score needs a mask.
+
+    Of a key that is not read, one that is takes the place, so that no row's largest score is
+    another; its value is 0. Where the mask has none, all are read, and weigh the same.
+    """
+    one_E = key_LxE[jnp.argmax(mask_L)]
+    read_L = mask_L | ~mask_L.any()
+    value_LxE = jnp.where(read_L[:, None], value_LxE, 0)
+    return read_L, jnp.where(mask_L[:, None], key_LxE, one_E), value_LxE
 
 
 def _product(sum_of: str, left, right):

@@ -12,6 +12,7 @@ from scaling.corpus.tokens import PAD
 from scaling.pretrain import mam
 from scaling.pretrain.expression import Expression
 from scaling.pretrain.fused_attention import attend
+from scaling.pretrain.norm import Norm
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # None: that of weights, float64 in tests
 ACTIVATIONS = {
@@ -139,7 +140,7 @@ class Layer(nn.Module):
             attention_fn=functools.partial(attend, implementation=self.attention), dtype=dtype,
             name="attention",
         )
-        norm = functools.partial(nn.LayerNorm, s.norm_epsilon, dtype)
+        norm = functools.partial(Norm, s.norm_epsilon, dtype)
         dense = functools.partial(nn.Dense, dtype=dtype)
         x_BxMxD = x_BxLxD
         if slots_BxM is not None:
@@ -179,7 +180,7 @@ class RankEncoder(nn.Module):
         self.token_type = self.param("token_type", normal, (s.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
         dtype = DTYPES[s.dtype]
-        self.norm = nn.LayerNorm(s.norm_epsilon, dtype)
+        self.norm = Norm(s.norm_epsilon, dtype)
         self.drop = Dropout(s.dropout)
         layer = nn.remat(Layer) if s.remat else Layer
         self.layers = [layer(s, self.attention, name=f"layer_{n}") for n in range(s.layers)]
@@ -187,7 +188,7 @@ class RankEncoder(nn.Module):
         if s.latents:
             self.mam = mam.Latents(s.latents, s.heads, s.width)
         self.dense = nn.Dense(s.width, kernel_init=of_head, dtype=dtype)
-        self.head_norm = nn.LayerNorm(s.norm_epsilon, dtype)
+        self.head_norm = Norm(s.norm_epsilon, dtype)
 
     def encode(
         self,
