@@ -45,9 +45,9 @@ def products(jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            (summed, _), _ = equation.params["dimension_numbers"]
-            if equation.invars[1].aval.ndim == 1:
-                continue  # a sum, written as a product with ones
+            (summed, _), (_, batched) = equation.params["dimension_numbers"]
+            if equation.invars[1].aval.ndim == len(batched) + 1:
+                continue  # sums, written as products with ones
             shape = equation.invars[0].aval.shape
             depth = math.prod(shape[axis] for axis in summed)
             total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
