@@ -1,8 +1,10 @@
 """Checkpoint + cells -> embeddings of cells and of genes."""
 
+import concurrent.futures
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from scaling.pretrain import sharding
 from scaling.pretrain.model import ModelSettings, RankEncoder
 
 LENGTHS = (*range(64, 512, 64), *range(512, 4_096, 128))  # that cells are padded to, or the longest
+AT_ONCE = 8  # batches on one CPU, at most
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "special", "pool"))
@@ -84,10 +87,8 @@ def embed_cells(
         embedded = []
         for cells in blocks:
             found_NxD = np.empty((len(cells.tokens_BxL), model.width), np.float32)
-            parts = [
-                (rows, _embed(params, batch, **fixed)) for rows, batch in by_length(cells, mesh)
-            ]
-            for rows, of_rows in jax.device_get(parts):
+            of_batch = functools.partial(_embed, params, **fixed)
+            for rows, of_rows in jax.device_get(list(_of_batches(of_batch, cells, mesh))):
                 found_NxD[rows] = of_rows[: len(rows)]
             embedded.append(found_NxD)
     return np.concatenate(embedded)
@@ -110,13 +111,34 @@ def embed_genes(
         sums_VxD = np.zeros((len(params["bias"]), model.width))
         cells_V = np.zeros(len(sums_VxD), np.int64)
         for cells in blocks:
-            for _, batch in by_length(cells, mesh):
-                of_batch_VxD, in_batch_V = _embed_genes(params, batch, model, layer)
+            of_batch = functools.partial(_embed_genes, params, model=model, layer=layer)
+            for _, (of_batch_VxD, in_batch_V) in _of_batches(of_batch, cells, mesh):
                 sums_VxD += np.asarray(of_batch_VxD)
                 cells_V += np.asarray(in_batch_V, np.int64)
     cells_V[PAD] = 0
     with np.errstate(invalid="ignore"):
         return (sums_VxD / np.where(cells_V, cells_V, np.nan)[:, None]).astype(np.float32), cells_V
+
+
+def _of_batches(of_batch: Callable, cells: Cells, mesh: Mesh) -> Iterator[tuple]:
+    """Rows and a function's value of each batch of cells.
+
+    Several batches are computed at a time where one CPU is the device: no operation on one of them
+    fills all cores for long.
+    """
+
+    def of_rows(batch: tuple[np.ndarray, Cells]) -> tuple:
+        return batch[0], of_batch(batch[1])
+
+    def waited(batch: tuple[np.ndarray, Cells]) -> tuple:
+        with jax.set_mesh(mesh):  # each thread has its own
+            return jax.block_until_ready(of_rows(batch))
+
+    if jax.default_backend() != "cpu" or mesh.size > 1:
+        yield from map(of_rows, by_length(cells, mesh))
+    else:
+        with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count(), AT_ONCE)) as pool:
+            yield from pool.map(waited, by_length(cells, mesh))
 
 
 def tokens_of_batch() -> int:
