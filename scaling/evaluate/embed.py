@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 from scaling.corpus import readers
 from scaling.corpus.encodings import Cells
@@ -121,24 +122,34 @@ def embed_genes(
 
 
 def _of_batches(of_batch: Callable, cells: Cells, mesh: Mesh) -> Iterator[tuple]:
-    """Rows and a function's value of each batch of cells.
-
-    Several batches are computed at a time where one CPU is the device: no operation on one of them
-    fills all cores for long.
-    """
+    """Rows and a function's value of each batch of cells."""
 
     def of_rows(batch: tuple[np.ndarray, Cells]) -> tuple:
         return batch[0], of_batch(batch[1])
 
-    def waited(batch: tuple[np.ndarray, Cells]) -> tuple:
-        with jax.set_mesh(mesh):  # each thread has its own
-            return jax.block_until_ready(of_rows(batch))
+    told = {"desc": "embedding", "unit": "cells", "leave": False, "delay": 5}
+    with tqdm(total=len(cells.tokens_BxL), **told) as bar, _mapping(mesh) as mapped:
+        for rows, found in mapped(of_rows, by_length(cells, mesh)):
+            yield rows, found
+            bar.update(len(rows))
 
+
+@contextlib.contextmanager
+def _mapping(mesh: Mesh) -> Iterator[Callable]:
+    """`map`, of several batches at a time where the device is one CPU.
+
+    There no operation on a batch fills all cores for long.
+    """
     if jax.default_backend() != "cpu" or mesh.size > 1:
-        yield from map(of_rows, by_length(cells, mesh))
-    else:
-        with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count(), AT_ONCE)) as pool:
-            yield from pool.map(waited, by_length(cells, mesh))
+        yield map
+        return
+
+    def waited(function: Callable, batch):
+        with jax.set_mesh(mesh):  # each thread has its own
+            return jax.block_until_ready(function(batch))
+
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count(), AT_ONCE)) as pool:
+        yield lambda function, batches: pool.map(functools.partial(waited, function), batches)
 
 
 def tokens_of_batch() -> int:
@@ -193,5 +204,6 @@ def embed_corpus(
     """Embeddings of a corpus's cells, float32 [len(rows), D]."""
     starts = range(0, len(rows), readers.CHUNK_CELLS)
     read = model.length, model.encoding
-    blocks = (corpus.inputs(rows[s : s + readers.CHUNK_CELLS], *read) for s in starts)
+    bar = tqdm(starts, "blocks", leave=False, disable=len(starts) < 2)
+    blocks = (corpus.inputs(rows[s : s + readers.CHUNK_CELLS], *read) for s in bar)
     return embed_cells(params, model, layer, blocks, len(corpus.vocabulary.special), pool)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from kernels.cab import cab_loss, masked_lm_loss
 from scaling.corpus.shards import Corpus
@@ -133,7 +134,7 @@ def _score(
     draw = masking.HELD_OUT_SEED, np.zeros(BATCH, np.int32)
     obs = corpus.obs.iloc[rows]
     cell = cell_hashes(obs["cell_id"].to_numpy())
-    for start in range(0, len(rows), BATCH):
+    for start in tqdm(range(0, len(rows), BATCH), "masked genes", leave=False, delay=5):
         some = rows[start : start + BATCH]
         short = BATCH - len(some)  # filled with empty cells, which have no position to count
         hashes = np.pad(cell[start : start + BATCH], (0, short))
