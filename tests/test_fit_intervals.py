@@ -1,6 +1,9 @@
 """Profile intervals against scipy's own, the bootstrap's spread, and the coverage of both."""
 
+import dataclasses
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import optimize, stats
 
@@ -107,3 +110,32 @@ def test_coverage_counts_what_is_held_excused_and_judged():
     cases = [low, low | {"held": 0.95}, low | {"held": 0.95, "excused": 11},
              low | {"interval": "null test", "held": 0.92}]  # fmt: skip
     assert coverage.table(cases)["within"].tolist() == [False, True, False, False]
+
+
+def test_a_coverage_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    chosen = [coverage.Scenario("constant", "raw", noise) for noise in (0.01, 0.02, 0.03)]
+    measured, out = [], tmp_path / "new" / "coverage.csv"
+
+    def measure(scenario, cases, draws):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append((scenario.noise, cases))
+        of = dataclasses.asdict(scenario) | {"cases": cases, "draws": draws}
+        return [of | {"interval": kind, "parameter": "E", "excused": 0, "held": held}
+                for kind, held in (("bootstrap", 0.95), ("profile", None))]  # fmt: skip
+
+    monkeypatch.setattr(coverage, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        coverage.measure_all(chosen, 40, 200, out)
+    assert not out.exists()
+    measured.clear()
+    found = coverage.measure_all(chosen, 40, 200, out)
+    assert measured == [(0.03, 40)] and [path.name for path in out.parent.iterdir()] == [out.name]
+    of_scenarios = found[found["interval"] != "null test"]
+    assert of_scenarios["noise"].tolist() == [0.01, 0.01, 0.02, 0.02, 0.03, 0.03]
+    assert of_scenarios["within"].tolist() == [True, False] * 3
+    pd.testing.assert_frame_equal(pd.read_csv(out), found, check_dtype=False)
+    with pytest.raises(KeyboardInterrupt):
+        coverage.measure_all(chosen, 60, 200, out)
+    assert measured[1:] == [(0.01, 60)], "rows of other cases are no part of it"
+    assert len(pd.read_csv(out)) == len(found), "the table before stays until the next is whole"

@@ -5,9 +5,12 @@ null test is the trend of a flat score (trends.py): how often its interval leave
 """
 
 import dataclasses
+import os
+import pathlib
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from scaling.analyse import cautions, intervals
 from scaling.analyse.fits import cells_of
@@ -113,6 +116,27 @@ def measure(scenario: Scenario, cases: int, draws: int) -> list[dict]:
         }
         for (kind, name), inside in held.items()
     ]  # fmt: skip
+
+
+def measure_all(chosen: list[Scenario], cases: int, draws: int, out: pathlib.Path) -> pd.DataFrame:
+    """The table of some scenarios, with the null tests where one is of the constant.
+
+    It is written to `out` when all are measured; after each, its rows so far to `.NAME.part`, from
+    which the next run of as many cases and draws goes on.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    before = pd.read_csv(part).to_dict("records") if part.exists() else []
+    rows = null_tests(5 * cases) if any(s.form == "constant" for s in chosen) else []
+    for scenario in tqdm(chosen, unit="scenario"):
+        of = dataclasses.asdict(scenario) | {"cases": cases, "draws": draws}
+        done = [row for row in before if of.items() <= row.items()]
+        rows += done or measure(scenario, cases, draws)
+        written = part.with_suffix(".new")
+        table(rows).to_csv(written, index=False)
+        os.replace(written, part)
+    os.replace(part, out)
+    return table(rows)
 
 
 def null_tests(cases: int) -> list[dict]:
