@@ -99,7 +99,11 @@ def test_an_interrupted_run_ends_as_such(tmp_path):
     command = [sys.executable, "-m", "experiments.pretrain", SMOKE, f"--workdir={tmp_path}"]
     command += ["--config.train.cells=200", "--config.train.steps=100000"]  # more than it gets done
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+    # What a shell began in the background ignores SIGINT, and so would what that begins.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
+    with process:
         said = b""
         while b"run:" not in said:  # then the first step is being compiled
             said += (more := process.stderr.read1())
