@@ -153,14 +153,13 @@ def test_classifier_is_the_balanced_regression():
     x_NxD = rng.normal(size=(400, 2)) + 1.2 * (labels == "few")[:, None]
     names = labels.copy()
     names[::7] = ""
-    model = parameter_free.fit_classifier(x_NxD, names)
+    predicted = parameter_free.classify(x_NxD, names, x_NxD).labels
     known = names != ""
     weight = np.where(labels == "few", 1 / (labels[known] == "few").mean(), 1.0)
     weight[labels == "many"] = 1 / (labels[known] == "many").mean()
     plain = LogisticRegression(max_iter=5_000).fit(
         x_NxD[known], labels[known], sample_weight=weight[known] / 2
     )
-    predicted = parameter_free.predict(model, x_NxD)
     assert (predicted == plain.predict(x_NxD)).mean() > 0.99
     unbalanced = LogisticRegression().fit(x_NxD[known], labels[known])
     found, missed = ((p == "few")[labels == "few"].mean() for p in
@@ -186,7 +185,7 @@ def test_refusals_say_what_is_wrong():
     with pytest.raises(ValueError, match="negative, NaN"):
         parameter_free.normal_scores(sparse.csr_matrix(np.array([[1.0, -1.0]])))
     with pytest.raises(ValueError, match="1 class"):
-        parameter_free.fit_classifier(np.ones((3, 2)), np.array(["a", "a", ""]))
+        parameter_free.classify(np.ones((3, 2)), np.array(["a", "a", ""]), np.ones((1, 2)))
 
 
 @pytest.mark.slow
@@ -195,10 +194,8 @@ def test_on_real_cells_it_names_types_across_the_stimulus(real_data):
     counts, labels = sparse.csr_matrix(found.X), found.obs["cell_type"].to_numpy(str)
     train = found.obs["batch"].to_numpy() == "CTRL"
     fitted = parameter_free.fit(counts[train], labels[train])
-    model = parameter_free.fit_classifier(
-        parameter_free.apply(fitted, counts[train]), labels[train]
-    )
-    predicted = parameter_free.predict(model, parameter_free.apply(fitted, counts[~train]))
+    sides = (parameter_free.apply(fitted, counts[side]) for side in (train, ~train))
+    predicted = parameter_free.classify(next(sides), labels[train], next(sides)).labels
     classes = np.unique(labels[~train])
     score = f1_score(labels[~train], predicted, labels=classes, average="macro")
     assert score == pytest.approx(0.728, abs=0.02)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 
 from configs import smoke
 from scaling.evaluate import representations, scores
@@ -111,6 +112,25 @@ def test_labels_that_the_embedding_knows_are_told_and_shuffled_ones_are_not(tiny
     assert before["avg_bio"]["value"] > 0.8
     for name, chance in {"avg_bio": 0.4, "ari": 0.1, "nmi": 0.35, "asw_label": 0.55}.items():
         assert np.mean([of[name]["value"] for of in after]) < chance, name
+
+
+def test_a_representation_is_scored_with_its_published_classifier_too(tiny_corpus):
+    pool = np.flatnonzero(tiny_corpus.obs["split"] == "pool")
+    data = held_out(tiny_corpus, tasks=("cell_types",))
+    fitted = representations.fit_baselines(tiny_corpus, pool, ("pca", "parameter_free"))
+    found = {
+        name: {row["score"]: row for row in scores.rows_of_representation(of, data)}
+        for name, of in fitted.items()
+    }
+    assert not any(score.startswith("published") for score in found["pca"])
+    split, of = scores.Split.of(data), fitted["parameter_free"]
+    x_NxD = of.embed(data)
+    regression = LogisticRegression(class_weight="balanced", max_iter=5_000)
+    regression.fit(x_NxD[split.fit].astype(float), data.labels[split.fit])
+    row = found["parameter_free"]["published_accuracy"]
+    tested = x_NxD[split.test].astype(float), data.labels[split.test]
+    assert row["value"] == pytest.approx(regression.score(*tested))
+    assert "balanced" in row["note"]
 
 
 def test_a_stimulus_is_foreseen_and_its_baselines_stand_beside(tiny_corpus):

@@ -16,6 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import svd_flip
 from tqdm import tqdm
 
+from scaling.evaluate.label_scores import Predictions
+
 GENES = 20_000
 COMPONENTS = 220
 CHUNK_CELLS = 2_048
@@ -275,12 +277,14 @@ def apply(fitted: ParameterFree, counts_NxG: sparse.csr_matrix) -> np.ndarray:
     return out
 
 
-def fit_classifier(x_NxD: np.ndarray, labels: np.ndarray) -> LogisticRegression:
-    """Multinomial logistic regression, L2 (C = 1), every class of the same weight in all.
+def classify(train_NxD: np.ndarray, labels: np.ndarray, test_NxD: np.ndarray) -> Predictions:
+    """What the published classifier says of cells.
+
+    Multinomial logistic regression, L2 (C = 1), every class of the same weight in all.
 
     Args:
-      x_NxD: representation of the training cells.
-      labels: a name per cell; cells of "" are left out.
+      train_NxD, test_NxD: representations of the cells to fit on and of those to classify.
+      labels: a name per training cell; cells of "" are left out.
 
     Raises:
       ValueError: fewer than two classes.
@@ -297,14 +301,14 @@ def fit_classifier(x_NxD: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            return model.fit(np.asarray(x_NxD, np.float64)[known], labels[known])
+            model.fit(np.asarray(train_NxD, np.float64)[known], labels[known])
         except ConvergenceWarning as unfinished:
             raise RuntimeError(
                 f"the balanced regression did not converge in {ITERATIONS} iterations on "
-                f"{known.sum()} cells x {x_NxD.shape[1]} components; look for extreme cells"
+                f"{known.sum()} cells x {train_NxD.shape[1]} components; look for extreme cells"
             ) from unfinished
-
-
-def predict(model: LogisticRegression, x_NxD: np.ndarray) -> np.ndarray:
-    """The class of each cell, str [N]."""
-    return model.predict(np.asarray(x_NxD, np.float64))
+    note = "balanced logistic regression, the classifier published with the representation"
+    if not len(test_NxD):
+        return Predictions(np.empty(0, str), note=note)
+    p_NxC = model.predict_proba(np.asarray(test_NxD, np.float64))
+    return Predictions(model.classes_[p_NxC.argmax(1)], model.classes_, p_NxC, note)

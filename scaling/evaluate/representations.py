@@ -12,6 +12,7 @@ from scaling.corpus.encodings import arrange, by_cell
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import baselines, embed, parameter_free
 from scaling.evaluate.held_out import EvaluateSettings, HeldOut
+from scaling.evaluate.label_scores import Predictions
 from scaling.pretrain.model import ModelSettings
 
 FITTED = ("hvg", "pca", "parameter_free")
@@ -28,12 +29,15 @@ class Representation:
         has no gene. None where there is none but for the cells fitted on.
       genes: held-out cells -> by kind, float32 [genes of the corpus, D], NaN where they have none;
         None where genes have no embedding.
+      classify: embeddings to fit on, their labels, embeddings to test on -> what the classifier
+        that was published with the representation says of the latter; None where there is none.
       lacks: held-out cells -> what they lack to be embedded, "" where nothing.
     """
 
     embed: Callable[[HeldOut], np.ndarray]
     of_counts: Callable[[sparse.csr_matrix, np.ndarray], np.ndarray] | None = None
     genes: Callable[[HeldOut], dict[str, np.ndarray]] | None = None
+    classify: Callable[[np.ndarray, np.ndarray, np.ndarray], Predictions] | None = None
     lacks: Callable[[HeldOut], str] = lambda data: ""
 
 
@@ -98,8 +102,9 @@ def fit_baselines(corpus: Corpus, rows: np.ndarray, names: tuple[str, ...]) -> d
         else:
             apply = functools.partial(baselines.apply_hvg, baselines.fit_hvg(counts, totals))
         found[name] = Representation(
-            functools.partial(_of_cells, apply), apply, genes if name == "pca" else None
-        )
+            functools.partial(_of_cells, apply), apply, genes if name == "pca" else None,
+            parameter_free.classify if name == "parameter_free" else None,
+        )  # fmt: skip
     return {name: found[name] for name in names if name in found}
 
 

@@ -36,6 +36,7 @@ from scaling.pretrain.masking import MaskingSettings
 from scaling.pretrain.model import ModelSettings
 
 PROBES = ("knn", "logistic")
+PUBLISHED = "published"  # of the classifier that comes with a representation
 
 
 def rows_of_model(
@@ -186,7 +187,11 @@ class _Examined:
         probes = cell_types.fit_probes(
             self._embedding[fit], self._data.labels[fit], seed=self._data.settings.seed
         )
-        return cell_types.predict(probes, self._embedding[test])
+        found = cell_types.predict(probes, self._embedding[test])
+        if (classify := self._representation.classify) is not None:
+            labels = self._data.labels[fit]
+            found[PUBLISHED] = classify(self._embedding[fit], labels, self._embedding[test])
+        return found
 
     def cell_types(self) -> list[Score]:
         data, split = self._data, self._split
