@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The encoder of configs/blood_study.py, one objective, two sizes; runs see 10,240 cells."""
     config = blood_study.get_config()
     config.train.steps = config.train.checkpoint_every = 640
+    config.train.learning_rate = 2e-3
     config.evaluate.tasks = (*config.evaluate.tasks, "noise")
     config.evaluate.baselines = ("hvg", "pca")
     config.masking.band = (0.0, 0.5)
