@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from scaling.corpus.shards import Corpus
-from scaling.evaluate import representations, scores
+from scaling.evaluate import representations, scores, seen
 from scaling.evaluate.held_out import HeldOut
 from scaling.pretrain import loop, step
 from scaling.pretrain.masking import MaskingSettings
@@ -27,6 +27,10 @@ def evaluate_run(
       held_out: cells to score.
       pictures: folder that gets them; None draws none.
       masking: of the scored cells; None is the run's own.
+
+    Returns:
+      Rows; `note` says of cells of another corpus than the run's how many it was trained on, or
+      that it is not known.
 
     Raises:
       ValueError: no run, one of other model or masking settings, or one that was trained with
@@ -53,7 +57,14 @@ def evaluate_run(
     rows = loop.rows_trained_on(folder, corpus)
     labels = None if rows is None else corpus.obs["cell_type"].to_numpy(str)[rows]
     mask = (masking or run.masking).of_scores()
-    return score_params(params, run.model, mask, held_out, pictures, "model", labels)
+    found = score_params(params, run.model, mask, held_out, pictures, "model", labels)
+    return found if rows is not None else _noted(found, seen.of_run(folder, corpus), held_out)
+
+
+def _noted(rows: list[dict], known: seen.Seen, held_out: list[HeldOut]) -> list[dict]:
+    told = {data.name: known.note(data.rows, "scored") for data in held_out}
+    notes = ("; ".join(filter(None, [row["note"], told[row["dataset"]]])) for row in rows)
+    return [row | {"note": note} for row, note in zip(rows, notes, strict=True)]
 
 
 def score_params(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,8 +15,10 @@ from scipy.special import softmax
 from sklearn.metrics import f1_score, roc_auc_score
 
 from configs import default, finetune_cell_types
+from scaling import scoring
 from scaling.corpus.vocabulary import Vocabulary
-from scaling.evaluate import classifier, finetune, tuned_cells, tuned_genes
+from scaling.evaluate import classifier, finetune, seen, tuned_cells, tuned_genes
+from scaling.evaluate.held_out import all_held_out
 from scaling.evaluate.tuned_genes import GenePredictions
 from scaling.evaluate.tuning import FinetuneSettings
 from scaling.geneformer import files, runs
@@ -33,6 +36,7 @@ CELLS = dataclasses.replace(
     learning_rate=1e-2, warmup=0.1, batch=16, epochs=8.0, buckets=1,
 )
 SHORT = dataclasses.replace(CELLS, epochs=0.1, warmup=0.0)
+UNTRAINED = seen.Seen(np.zeros(240, bool))
 
 
 def tuned(corpus, settings=CELLS, task=tuned_cells.finetune_cells, **more):
@@ -113,7 +117,7 @@ def test_what_is_left_out_is_said(tiny_corpus, untaught):
 
 def test_a_training_cell_that_equals_a_test_cell_is_left_out(tiny_corpus):
     obs, note = tiny_corpus.obs.assign(fingerprint=np.arange(240) % 230), []
-    train, test, _ = tuned_cells.divide(obs, SHORT, note)
+    train, test, _ = tuned_cells.divide(obs, SHORT, note, UNTRAINED)
     assert not set(train["fingerprint"]) & set(test["fingerprint"])
     left = 240 - len(test) - len(train)
     assert left > 0 and note == [f"{left} training cells equal to a test cell left out"]
@@ -215,7 +219,7 @@ def test_genes_are_learned_by_genes_that_are_not_tested(tiny_corpus, monkeypatch
         wanted = found.true[found.fold != number]
         np.testing.assert_array_equal(cells.classes[[token[gene] for gene in others]], wanted)
         assert (cells.classes >= 0).sum() == len(others)
-    _, test, _ = tuned_cells.divide(tiny_corpus.obs, settings, [])
+    _, test, _ = tuned_cells.divide(tiny_corpus.obs, settings, [], UNTRAINED)
     rows = test.index.to_numpy()
     assert not set(rows) & set(taught[0].rows)
     read = np.concatenate([cell[:64] for cell in tiny_corpus.cells(rows)])
@@ -308,14 +312,18 @@ def test_genes_that_cannot_be_classified_are_refused(
 # Folders.
 
 
-@pytest.fixture(scope="module")
-def run(tiny_corpus, tmp_path_factory):
-    """A run of a few steps."""
+def pretraining() -> Settings:
     config = default.get_config()
     config.model.update(dataclasses.asdict(MODEL))
-    config.train.update({"steps": 30, "epochs": 0.0, "batch": 8, "held_out_cells": 8})
+    config.train.update({"steps": 30, "epochs": 0.0, "batch": 8, "held_out_cells": 8, "cells": 100})
+    return Settings.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_corpus, tmp_path_factory):
+    """A run of a few steps, on 100 of the cells."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    loop.pretrain(Settings.from_config(config).run, tiny_corpus, folder)
+    loop.pretrain(pretraining().run, tiny_corpus, folder)
     return folder
 
 
@@ -419,6 +427,136 @@ def test_runs_that_do_not_fit_are_refused(tiny_corpus, run, tmp_path):
         other = dataclasses.replace(tiny_corpus, vocabulary=genes)
         finetune.finetune(SHORT, run, other, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
+
+
+# Cells that the run was pretrained on.
+
+
+def changed(run, folder, **fields):
+    """The run's record elsewhere, with other fields; None takes one out."""
+    folder.mkdir()
+    shutil.copytree(run / "checkpoints", folder / "checkpoints")
+    held = json.loads((run / "settings.json").read_text()) | fields
+    kept = {name: value for name, value in held.items() if value is not None}
+    (folder / "settings.json").write_text(json.dumps(kept))
+    return folder
+
+
+def another(corpus, **columns):
+    """A corpus of the same cells that is not the run's."""
+    checksums = {"obs.parquet": "another"}
+    corpus = dataclasses.replace(corpus, manifest=corpus.manifest | {"checksums": checksums})
+    return with_obs(corpus, **columns)
+
+
+def test_cells_pretrained_on_are_known_in_any_corpus_while_the_runs_own_stands(
+    tiny_corpus, run, tmp_path
+):
+    wanted = np.zeros(240, bool)
+    wanted[loop.rows_trained_on(run, tiny_corpus)] = True
+    assert wanted.sum() == 100
+    np.testing.assert_array_equal(seen.of_run(run, tiny_corpus).cells, wanted)
+    prints = tiny_corpus.obs["fingerprint"].to_numpy()
+    prints = np.where(np.arange(240) < 120, prints, np.arange(240, dtype=np.uint64))
+    other = another(tiny_corpus, fingerprint=prints)
+    found = seen.of_run(run, other)
+    np.testing.assert_array_equal(found.cells, wanted & (np.arange(240) < 120))
+    rows = np.arange(100, 140)
+    told = f"the run was pretrained on {wanted[100:120].sum()} of 40 test cells"
+    assert found.note(rows, "test") == told and found.note(rows[20:], "test") == ""
+    masking = json.loads((run / "settings.json").read_text())["masking"]
+    unknown = {
+        "moved": {"corpus": str(tmp_path / "nowhere")},
+        "replaced": {"hash": "of another"},
+        "unread": {"masking": masking | {"programs": str(tmp_path / "gone.gmt")}},
+        "converted": {"train": None, "corpus": None, "classes": None},
+    }
+    for name, fields in unknown.items():
+        found = seen.of_run(changed(run, tmp_path / name, **fields), other)
+        assert found.cells is None, name
+        assert found.note(rows, "test").startswith("it is not known whether the run was")
+    files = [file | {"wrong_lengths": 0} for file in tiny_corpus.manifest["files"]]
+    tokenised = dataclasses.replace(other, manifest=other.manifest | {"files": files})
+    assert seen.of_run(run, tokenised).cells is None
+
+
+def test_rows_say_which_test_cells_were_pretrained_on(tiny_corpus, run, tmp_path, untaught):
+    rows = finetune.finetune(SHORT, run, another(tiny_corpus), tmp_path / "tuned")
+    tested = pd.read_parquet(tmp_path / "tuned" / "predictions.parquet")["cell_id"]
+    own = loop.rows_trained_on(run, tiny_corpus)
+    count = tested.isin(tiny_corpus.obs["cell_id"].iloc[own]).sum()
+    assert 0 < count < len(tested)
+    told = f"the run was pretrained on {count} of {len(tested)} test cells"
+    assert all(row["note"].endswith(told) for row in rows)
+    untrained = dataclasses.replace(SHORT, start="untrained")
+    rows = finetune.finetune(untrained, run, tiny_corpus, tmp_path / "untrained")
+    assert not any("pretrained" in row["note"] for row in rows)
+    assert "not known whether the run was pretrained on test" in tuned(tiny_corpus, SHORT).note
+
+
+@pytest.mark.parametrize("split", ["cell", "donor"])
+def test_after_annotations_only_cells_not_pretrained_on_are_tested(
+    tiny_corpus, run, tmp_path, untaught, split
+):
+    taught = changed(run, tmp_path / "run", classes={"sex": ["f", "m"]})
+    settings = dataclasses.replace(SHORT, split=split, test_share=0.5)
+    everything = tuned(tiny_corpus, settings)
+    finetune.finetune(settings, taught, another(tiny_corpus), tmp_path / "tuned")
+    table = pd.read_parquet(tmp_path / "tuned" / "predictions.parquet")
+    rows = loop.rows_trained_on(run, tiny_corpus)
+    own = np.isin(everything.cells, tiny_corpus.obs["cell_id"].iloc[rows])
+    assert own.any() and table["cell_id"].tolist() == everything.cells[~own].tolist()
+    scored = (tmp_path / "tuned" / "scores.jsonl").read_text()
+    told = f"{own.sum()} test cells left out, on which, and on their sex, the run was pretrained"
+    assert told in scored and "not known" not in scored
+
+
+def test_annotations_of_all_test_cells_or_of_unknown_ones_are_refused(
+    tiny_corpus, run, tmp_path, untaught
+):
+    taught = changed(run, tmp_path / "run", classes={"sex": [], "tissue": []})
+    pool = tiny_corpus.obs.iloc[loop.rows_trained_on(run, tiny_corpus)]
+    prints = np.resize(pool["fingerprint"].to_numpy(), 240)
+    message = r" was pretrained on annotations \(supervision.columns has sex, tissue\)"
+    other = another(tiny_corpus, fingerprint=prints)
+    with pytest.raises(ValueError, match=f"{taught}{message} of all 48 test cells; give cells"):
+        finetune.finetune(SHORT, taught, other, tmp_path / "tuned")
+    gone = {"corpus": str(tmp_path / "nowhere"), "classes": {"sex": [], "tissue": []}}
+    gone = changed(run, tmp_path / "gone", **gone)
+    with pytest.raises(ValueError, match=f"{gone}{message}, .* is not known: .*; bring it"):
+        finetune.finetune(SHORT, gone, another(tiny_corpus), tmp_path / "tuned")
+
+
+def test_classes_of_genes_may_be_tested_in_cells_with_annotations(tiny_corpus, gene_table):
+    """They are: what is refused comes after the cells are divided."""
+    everything = seen.Seen(np.ones(240, bool), ("sex",))
+    with pytest.raises(ValueError, match="each class needs finetune.folds = 100"):
+        settings = genes_settings(gene_table, folds=100)
+        tuned(tiny_corpus, settings, tuned_genes.finetune_genes, seen=everything)
+
+
+def test_scored_cells_of_another_corpus_may_have_been_pretrained_on(
+    tiny_corpus, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(scoring, "score_params", lambda *of: [
+        {"dataset": "cells", "note": "few"}, {"dataset": "cells", "note": ""}
+    ])  # fmt: skip
+    settings = pretraining()
+
+    def notes(run, corpus):
+        held_out = all_held_out(corpus, settings.evaluate)
+        return [row["note"] for row in scoring.evaluate_run(run, settings.run, held_out)]
+
+    assert notes(run, tiny_corpus) == ["few", ""]
+    own = np.zeros(240, bool)
+    own[loop.rows_trained_on(run, tiny_corpus)] = True
+    split = np.where(np.arange(240) < 90, "held_out", "pool")
+    told = f"the run was pretrained on {own[:90].sum()} of 90 scored cells"
+    assert notes(run, another(tiny_corpus, split=split)) == [f"few; {told}", told]
+    assert notes(run, another(tiny_corpus)) == ["few", ""]
+    gone = changed(run, tmp_path / "gone", corpus=str(tmp_path / "nowhere"))
+    told = "it is not known whether the run was pretrained on scored cells"
+    assert notes(gone, another(tiny_corpus)) == [f"few; {told}", told]
 
 
 @pytest.mark.slow

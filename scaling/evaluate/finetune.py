@@ -5,11 +5,12 @@ import hashlib
 import json
 import pathlib
 
+import numpy as np
 import pandas as pd
 
 from scaling import provenance
 from scaling.corpus.shards import VOCABULARY, Corpus
-from scaling.evaluate import classifier, tuned_cells, tuned_genes
+from scaling.evaluate import classifier, seen, tuned_cells, tuned_genes
 from scaling.evaluate.tuned_cells import Predictions, finetune_cells
 from scaling.evaluate.tuned_genes import GenePredictions, finetune_genes
 from scaling.evaluate.tuning import FinetuneSettings
@@ -38,10 +39,12 @@ def finetune(
 
     Returns:
       One row a score: task, dataset, dataset_hash, the fields of a `Score`, seed, start, model
-      (the run's hash), finetune (hash of all that the scores depend on), commit, packages.
+      (the run's hash), finetune (hash of all that the scores depend on), commit, packages. `note`
+      says how many test cells the run was pretrained on, or that it is not known.
 
     Raises:
-      ValueError: no run, one of another vocabulary, a folder of another fine-tuning, or bad data.
+      ValueError: no run, one of another vocabulary, one that was pretrained on annotations and may
+        have been on those of all test cells, a folder of another fine-tuning, or bad data.
     """
     run, at = loop.run_and_step(run)
     held = json.loads((run / loop.SETTINGS).read_text())
@@ -60,16 +63,19 @@ def finetune(
     model = ModelSettings(**held["model"])
     if settings.start == "untrained":
         encoder = step.initial_params(settings.seed, model, len(corpus.vocabulary))
+        known = seen.Seen(np.zeros(len(corpus.obs), bool))
     else:
         encoder = loop.load_params(run, model, len(corpus.vocabulary), at)
+        known = seen.of_run(run, corpus)
     if settings.task == "cells":
-        found = finetune_cells(encoder, model, corpus, settings)
+        found = finetune_cells(encoder, model, corpus, settings, seen=known)
         module = tuned_cells.head(model, corpus, settings, len(found.classes))
         kept = corpus.vocabulary, folder / "classifier"
         classifier.export(found.params, module, found.classes, *kept)
         scored, table = tuned_cells.scores(found, settings.seed), _table(found)
     else:
-        found = finetune_genes(encoder, model, corpus, settings, folder=folder)
+        given = encoder, model, corpus, settings
+        found = finetune_genes(*given, seen=known, folder=folder)
         scored, table = tuned_genes.scores(found, settings.seed), _gene_table(found)
     about = {
         "task": f"finetuned_{settings.task}",

@@ -12,6 +12,7 @@ from scaling.evaluate import classifier, label_scores
 from scaling.evaluate.classifier import Classifier, Labelled
 from scaling.evaluate.held_out import ORDER_SEED
 from scaling.evaluate.intervals import Score
+from scaling.evaluate.seen import UNKNOWN, Seen
 from scaling.evaluate.tuning import FinetuneSettings
 from scaling.pretrain.model import ModelSettings
 
@@ -48,7 +49,7 @@ class Predictions:
 
 def finetune_cells(
     encoder: dict, model: ModelSettings, corpus: Corpus, settings: FinetuneSettings,
-    devices: list | None = None,
+    devices: list | None = None, seen: Seen = UNKNOWN,
 ) -> Predictions:
     """Fine-tunes on labels of a corpus's cells and classifies those of the test side.
 
@@ -57,9 +58,10 @@ def finetune_cells(
       corpus: its cells' `cell_type` is the label; cells of all its splits are used.
       settings: of the fine-tuning.
       devices: see `classifier.train`.
+      seen: of the corpus, by the encoder; by default that is not known.
 
     Raises:
-      ValueError: too few labels, classes, donors or steps.
+      ValueError: too few labels, classes, donors or steps, or no test cell, see `Seen.unseen`.
     """
     note: list[str] = []
     obs = corpus.obs[(corpus.obs["cell_type"] != "").to_numpy()]
@@ -78,7 +80,7 @@ def finetune_cells(
             "name their column by data.cell_type (and another --workdir), or lower "
             "finetune.min_share"
         )
-    train, test, split = divide(obs, settings, note)
+    train, test, split = divide(obs, settings, note, seen)
     taught = sorted(set(train["cell_type"]))
     if len(taught) < 2:
         raise ValueError(
@@ -120,15 +122,16 @@ def some(obs: pd.DataFrame, settings: FinetuneSettings) -> pd.DataFrame:
 
 
 def divide(
-    obs: pd.DataFrame, settings: FinetuneSettings, note: list[str]
+    obs: pd.DataFrame, settings: FinetuneSettings, note: list[str], seen: Seen
 ) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Training cells, test cells, and how they were divided; what is left out is noted.
 
     Test cells are whole donors, in the order of their hash under the seed until `test_share` is
-    reached, or single cells. A training cell that equals a test cell is left out.
+    reached, or single cells. Of these, cells are left out that `Seen.unseen` says cannot be tested
+    on, and training cells that equal a test cell.
 
     Raises:
-      ValueError: fewer than two donors are known, where donors divide.
+      ValueError: fewer than two donors are known, where donors divide, or no test cell is left.
     """
     by_donor = settings.split == "donor"
     if by_donor:
@@ -145,6 +148,15 @@ def divide(
     groups = obs.assign(batch="") if by_donor else obs.assign(batch="", donor="")
     tested, _ = subsets.hold_out(groups, settings.test_share, settings.seed)
     train, test = obs[~tested], obs[tested]
+    unseen = seen.unseen(test.index.to_numpy())
+    if not unseen.all():
+        note.append(
+            f"{(~unseen).sum()} test cells left out, on which, and on their "
+            f"{', '.join(seen.annotations)}, the run was pretrained"
+        )
+    test = test[unseen]
+    if told := seen.note(test.index.to_numpy(), "test"):
+        note.append(told)
     alike = train["fingerprint"].isin(test["fingerprint"]).to_numpy()
     if alike.any():
         note.append(f"{alike.sum()} training cells equal to a test cell left out")

@@ -12,6 +12,7 @@ from scaling.corpus.shards import Corpus
 from scaling.evaluate import classifier, tuned_cells
 from scaling.evaluate.classifier import Labelled
 from scaling.evaluate.intervals import Bootstrap, Score
+from scaling.evaluate.seen import UNKNOWN, Seen
 from scaling.evaluate.tuning import FinetuneSettings
 from scaling.pretrain.model import ModelSettings
 
@@ -46,7 +47,7 @@ class GenePredictions:
 
 def finetune_genes(
     encoder: dict, model: ModelSettings, corpus: Corpus, settings: FinetuneSettings,
-    devices: list | None = None, folder: pathlib.Path | None = None,
+    devices: list | None = None, seen: Seen = UNKNOWN, folder: pathlib.Path | None = None,
 ) -> GenePredictions:
     """Classifies genes by cross-validation over genes.
 
@@ -56,7 +57,8 @@ def finetune_genes(
     training cells without a label.
 
     Args:
-      encoder, model, corpus, settings, devices: see `finetune_cells`; cells need no label.
+      encoder, model, corpus, settings, devices, seen: see `finetune_cells`; cells need no label,
+        and may have been seen with one.
       folder: keeps the folds that are done and their classifiers, to go on from there; None keeps
         none.
 
@@ -65,13 +67,15 @@ def finetune_genes(
     """
     note: list[str] = []
     tokens, true, classes = gene_classes(corpus, settings.gene_classes, note)
-    train, test, split = tuned_cells.divide(tuned_cells.some(corpus.obs, settings), settings, note)
+    of_genes = dataclasses.replace(seen, annotations=())
+    some = tuned_cells.some(corpus.obs, settings)
+    train, test, split = tuned_cells.divide(some, settings, note, of_genes)
     train, test = train.index.to_numpy(), test.index.to_numpy()
     size, length = len(corpus.vocabulary), model.length - len(corpus.vocabulary.around)
-    seen = np.zeros(size, np.int64)
+    times = np.zeros(size, np.int64)
     for read in corpus.cells(test):
-        seen[read[:length]] += 1
-    present = seen[tokens] > 0
+        times[read[:length]] += 1
+    present = times[tokens] > 0
     note.append(f"{(~present).sum()} genes that no test cell shows left out")
     tokens, true = tokens[present], true[present]
     of_classes = np.bincount(true, minlength=len(classes))

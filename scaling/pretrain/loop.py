@@ -127,14 +127,18 @@ def run_and_step(given: pathlib.Path) -> tuple[pathlib.Path, int | None]:
 
 
 def rows_trained_on(folder: pathlib.Path, corpus: Corpus) -> np.ndarray | None:
-    """Rows of the cells that a run was trained on; None where that was another corpus."""
+    """Rows of the cells that a run was trained on; None where that was another corpus, or where a
+    file that the run's hash is of is gone.
+    """
     held = json.loads((folder / SETTINGS).read_text())
     if "train" not in held:  # weights from elsewhere
         return None
     settings = RunSettings.from_config({**held, "devices": {}})
-    if settings.hash(corpus.manifest["checksums"]) != held["hash"]:
+    try:
+        name = settings.hash(corpus.manifest["checksums"])
+    except FileNotFoundError:
         return None
-    return subset(corpus, settings.train)
+    return subset(corpus, settings.train) if name == held["hash"] else None
 
 
 def load_params(
