@@ -32,8 +32,9 @@ def main(settings: Settings, workdir: pathlib.Path) -> str:
     rows = finetune.finetune(asked, run, corpus, workdir / "finetune")
     whole = [row for row in rows if row["of"] == "" and row["value"] is not None][:2]
     told = "; ".join(f"{row['score']} {row['value']:.3f}" for row in whole)
-    print(f"{told}; all scores, predictions and the classifier: {workdir / 'finetune'}",
-          file=sys.stderr)  # fmt: skip
+    reason = finetune.not_kept(asked, run)
+    kept = f"no classifier is kept ({reason})" if reason else "the classifier is there too"
+    print(f"{told}; scores and predictions: {workdir / 'finetune'}; {kept}", file=sys.stderr)
     return "\n".join(json.dumps(row) for row in rows)
 
 

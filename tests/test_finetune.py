@@ -371,8 +371,12 @@ def test_a_classifier_is_kept_as_files_where_bert_has_its_like(tiny_corpus, run,
         wanted = table.loc[tiny_corpus.obs.loc[rows[places], "cell_id"]].iloc[:, 3:]
         np.testing.assert_allclose(softmax(logits, axis=1), wanted, atol=1e-6)
     assert len(rows) == len(table) and wanted.std(axis=0).min() > 1e-5
+    assert finetune.not_kept(FIRST, run) == ""
     finetune.finetune(SHORT, run, tiny_corpus, tmp_path / "mean")
     assert not (tmp_path / "mean" / "classifier").exists()
+    assert "no place for finetune.pooling=mean; give" in finetune.not_kept(SHORT, run)
+    bins = dataclasses.replace(MODEL, encoding="bins")
+    assert "no place for model.encoding=bins" in classifier.not_written("first", bins)
 
 
 @pytest.mark.slow
@@ -578,6 +582,7 @@ def test_the_entry_point_builds_the_cells_in_the_runs_vocabulary(run, tiny_corpu
     assert wrong.returncode == 2 and "no column 'kind'" in wrong.stderr
     found = call("finetune_cell_types", *few, short)
     assert found.returncode == 0, found.stderr
+    assert "no classifier is kept (BERT has no place for finetune.pooling=mean" in found.stderr
     rows = [json.loads(line) for line in found.stdout.splitlines()]
     assert rows[0]["score"] == "accuracy" and 0 <= rows[0]["value"] <= 1
     assert call("finetune_cell_types", *few, short).stdout == found.stdout

@@ -172,9 +172,7 @@ def export(
     params: dict, module: Classifier, classes: tuple[str, ...], vocabulary: Vocabulary,
     folder: pathlib.Path,
 ) -> None:
-    """Writes a classifier as files that the transformers library loads, where BERT has its like.
-
-    BERT has none of mean pooling, of other inputs than ranks, and of latents: nothing is written.
+    """Writes a classifier as files that the transformers library loads; see `not_written`.
 
     Args:
       params, module: the classifier.
@@ -182,10 +180,20 @@ def export(
       vocabulary: of the tokens.
       folder: gets config.json, model.safetensors and vocabulary.json.
     """
-    kind = {"first": "cells", "none": "genes"}.get(module.pooling)
-    if kind and files.has_place(module.model):
+    if not not_written(module.pooling, module.model):
+        kind = {"first": "cells", "none": "genes"}[module.pooling]
         weights = files.Weights(module.model, module.vocabulary, kind, params, classes)
         files.write(weights, folder, vocabulary)
+
+
+def not_written(pooling: str, model: ModelSettings) -> str:
+    """Why the files of a classifier are not written: BERT has not its like; "" where it has."""
+    if pooling == "mean":
+        return "BERT has no place for finetune.pooling=mean; give finetune.pooling=first"
+    if not files.has_place(model):
+        of = f"model.encoding={model.encoding} and model.latents={model.latents}"
+        return f"BERT has no place for {of}; fine-tune a run with ranks and without latents"
+    return ""
 
 
 @functools.partial(jax.jit, static_argnames=("module", "settings", "steps"))

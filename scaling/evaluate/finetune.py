@@ -21,7 +21,7 @@ SETTINGS, SCORES, PREDICTIONS = "settings.json", "scores.jsonl", "predictions.pa
 
 __all__ = [
     "FinetuneSettings", "GenePredictions", "Predictions", "finetune", "finetune_cells",
-    "finetune_genes", "vocabulary_of",
+    "finetune_genes", "not_kept", "vocabulary_of",
 ]
 
 
@@ -35,7 +35,7 @@ def finetune(
       run: folder of a trained run, or one of its checkpoints/STEP.
       corpus: with labels, built with the run's vocabulary.
       folder: gets settings.json, scores.jsonl, predictions.parquet, of genes fold-<k>.npz, and
-        the classifiers: `classifier` or fold-<k>, see `classifier.export`.
+        the classifiers: `classifier` or fold-<k>, where `not_kept` has nothing against it.
 
     Returns:
       One row a score: task, dataset, dataset_hash, the fields of a `Score`, seed, start, model
@@ -93,6 +93,16 @@ def finetune(
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     _write(folder / SCORES, lambda partial: partial.write_text(lines))
     return rows
+
+
+def not_kept(settings: FinetuneSettings, run: pathlib.Path) -> str:
+    """Why a fine-tuning of a run keeps no classifier; "" where it does.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    held = json.loads((loop.run_and_step(run)[0] / loop.SETTINGS).read_text())
+    return classifier.not_written(settings.pooling, ModelSettings(**held["model"]))
 
 
 def vocabulary_of(run: pathlib.Path) -> pathlib.Path:
