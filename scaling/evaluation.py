@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from scaling import prepare, provenance, scoring
-from scaling.evaluate import noise
+from scaling.evaluate import noise, scores
 from scaling.evaluate.held_out import all_held_out
 from scaling.evaluate.intervals import Score
 from scaling.pretrain import loop, step
@@ -32,9 +32,10 @@ def asking_for(
 def evaluate(
     settings: Settings, checkpoint: pathlib.Path, workdir: pathlib.Path, built: str | None
 ) -> str:
-    """Scores a trained run, the untrained model, and baselines fitted on the run's training cells.
+    """Scores a trained run, the untrained model, floors, and baselines.
 
-    Where the corpus is another than the run's, they are fitted on all of its training cells.
+    Baselines and the most frequent gene are fitted on the run's training cells, or, where the
+    corpus is another than the run's, on all of its training cells.
 
     Args:
       settings: of the run; `settings.evaluate` says what is scored.
@@ -51,12 +52,16 @@ def evaluate(
     out = workdir / "scores"
     rows = loop.rows_trained_on(folder, corpus)
     rows = np.flatnonzero(corpus.obs["split"] == "pool") if rows is None else rows
+    length, mask = settings.run.model.length, settings.run.masking.of_scores()
     untrained = step.initial_params(0, settings.run.model, len(corpus.vocabulary))
     found = {"model": scoring.evaluate_run(checkpoint, settings.run, held_out, out)}
     found["untrained"] = scoring.score_params(
-        untrained, settings.run.model, settings.run.masking.of_scores(), held_out, out, "untrained"
+        untrained, settings.run.model, mask, held_out, out, "untrained"
     )
     found |= scoring.baseline_rows(corpus, rows, held_out, out) | scoring.unfitted_rows(held_out)
+    for data in held_out:
+        for name, of_floor in scores.rows_of_floors(data, rows, length, mask).items():
+            found.setdefault(name, []).extend(of_floor)
     made = {
         "checkpoint": str(checkpoint),
         "commit": provenance.commit(),

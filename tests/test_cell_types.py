@@ -9,6 +9,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from scaling.evaluate import baselines, cell_types
+from scaling.evaluate.intervals import NotScoredError
 
 
 def blobs(n_cells: int, n_classes: int, spread: float, seed: int = 0):
@@ -90,7 +91,7 @@ def test_scaling_is_that_of_the_training_cells():
 def test_an_unfinished_regression_is_an_error(monkeypatch):
     monkeypatch.setattr(cell_types, "LOGISTIC_ITERATIONS", 1)
     x_NxD, labels = blobs(200, 4, 5.0)
-    with pytest.raises(RuntimeError, match="did not converge in 1 iterations on 100 cells x 4"):
+    with pytest.raises(NotScoredError, match="did not converge in 1 iterations on 100 cells x 4"):
         probe(x_NxD[:100], labels[:100], x_NxD[100:], labels[100:], seed=0)
 
 

@@ -111,7 +111,12 @@ def test_donors_of_one_type_each_leave_cells_to_be_divided():
     labels = np.array(["a"] * 10 + ["b"] * 10)
     folds, how = classifiers.inner_folds(labels, labels, None, seed=0)
     assert "folds of cells" in how and len(folds) == 3
-    assert classifiers.inner_folds(np.array(["a", "b"]), None, None, seed=0)[0] == []
+    for groups in (None, np.array(["x", "y"])):
+        assert classifiers.inner_folds(np.array(["a", "b"]), None, groups, seed=0)[0] == []
+    pairs, batches = np.array(["a", "a", "b", "b"] * 2), np.repeat(["x", "y", "z", "w"], 2)
+    pairs[4:] = ["c", "c", "d", "d"]
+    for rows, held in classifiers.inner_folds(pairs, None, batches, seed=0)[0]:
+        assert len(set(pairs[rows])) > 1 and len(held)
 
 
 def test_a_type_of_one_cell_is_fitted_and_untunable_cells_are_said(monkeypatch):

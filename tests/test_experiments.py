@@ -48,7 +48,8 @@ def test_evaluate_writes_one_row_a_score_beside_baselines(workdir):
     lines = (workdir / "scores" / "scores.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     tasks = {(row["model"], row["task"]) for row in rows}
-    both = {(name, "masked_genes") for name in ("model", "untrained")}
+    floors = ("copy_input", "most_frequent")
+    both = {(name, "masked_genes") for name in ("model", "untrained", *floors)}
     noised = {(name, "noise") for name in ("model", "untrained", "pca")}
     assert tasks == both | noised  # the majority class is no representation
     assert {row["checkpoint"] for row in rows} == {str(step)}

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from scaling.corpus import ranks, subsets
 from scaling.evaluate import baselines, noise
+from scaling.evaluate.intervals import NotScoredError
 from scaling.evaluate.noisy_counts import Cells, add_noise, thin
 
 
@@ -239,7 +240,7 @@ def test_probe_is_fitted_on_the_representation_of_clean_cells():
     assert (given(other.counts, other.total) == "c").all()
     with pytest.raises(ValueError, match="1 class"):
         noise.fit_probe(represent, dataclasses.replace(part, labels=np.full(150, "a")))
-    with pytest.raises(RuntimeError, match="did not converge"):
+    with pytest.raises(NotScoredError, match="did not converge"):
         noise.fit_probe(represent, part, LogisticRegression(max_iter=1))
 
 

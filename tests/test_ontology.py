@@ -358,6 +358,19 @@ def test_rare_types_and_small_batches_are_left_out_and_named(forest):
     assert scores[4].of == "within batches" and scores[4].note.startswith("1 batches of 100")
 
 
+def test_a_large_batch_of_rare_types_says_nothing(forest):
+    x_NxD, labels = tree_cells(forest, per_type=60)
+    nth = np.array([(labels[:i] == labels[i]).sum() for i in range(len(labels))])
+    thin = np.where(nth < 9, "thin", "thick")  # nine cells of each type
+    assert (thin == "thin").sum() >= 100
+    whole = values(onto_rwr.graph_agreement(x_NxD, labels, forest, batches=thin))
+    alone = values(onto_rwr.graph_agreement(
+        x_NxD[nth >= 9], labels[nth >= 9], forest, batches=thin[nth >= 9]
+    ))  # fmt: skip
+    for name in ("onto_rwr_pearson", "onto_rwr_spearman"):
+        assert whole[name, "within batches"] == pytest.approx(alone[name, "within batches"])
+
+
 def test_two_labels_of_one_term_are_one_type(forest):
     x_NxD, labels = tree_cells(forest)
     renamed = np.where((labels == "CL:16") & (np.arange(240) % 2 == 0), "mine", labels)

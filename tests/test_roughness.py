@@ -70,10 +70,10 @@ def test_it_is_the_area_of_clusters_merged_one_by_one(classes, dims):
         assert rogi.value == pytest.approx(literal(x_NxD, y_NxK[:, 1:], 4.0))
 
 
-def test_one_label_is_smooth():
+def test_one_label_has_no_roughness():
     x_NxD = np.random.default_rng(0).normal(size=(50, 3))
     for one in score(x_NxD, np.full(50, "a")):
-        assert one.value == 0 and "1 labels" in one.note
+        assert one.value is None and one.low is None and one.note == "one label"
 
 
 def test_labels_by_position_are_smoother_than_shuffled_ones():

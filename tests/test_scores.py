@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from configs import smoke
-from scaling.evaluate import representations, scores
+from scaling.evaluate import cell_types, noise, representations, scores
 from scaling.evaluate.held_out import EvaluateSettings, HeldOut, all_held_out
 from scaling.evaluate.representations import Representation
 from scaling.pretrain import step
@@ -19,7 +19,9 @@ SETTINGS = EvaluateSettings(-2, 100, (), 0)
 
 
 def held_out(corpus, **changes) -> HeldOut:
-    [data] = all_held_out(corpus, dataclasses.replace(SETTINGS, **changes))
+    cells = changes.get("cells", SETTINGS.cells)
+    [data] = all_held_out(corpus, dataclasses.replace(SETTINGS, cells=cells))
+    data.settings = dataclasses.replace(SETTINGS, **changes)
     return data
 
 
@@ -137,9 +139,16 @@ def test_a_stimulus_is_foreseen_and_its_baselines_stand_beside(tiny_corpus):
     name = held_out(tiny_corpus).name
     data = held_out(tiny_corpus, tasks=("perturbation",), stimulus={name: ("no", "yes")})
     data.batches = np.resize(["no", "yes"], len(data.rows))
-    given = Representation(lambda data: np.eye(len(data.rows)))
+    given = Representation(lambda data: np.eye(len(data.rows)), lambda *counts: None)
     rows = scores.rows_of_representation(given, data)
     assert rows and {row["task"] for row in rows} == {"perturbation"}
+    assert not any("fitted to" in row["note"] for row in rows)
+    fitted_to_these = Representation(lambda data: np.eye(len(data.rows)))
+    rows = scores.rows_of_representation(fitted_to_these, data)
+    assert rows and all(row["value"] is None for row in rows)
+    assert {row["note"] for row in rows} == {
+        "it is fitted to the cells that it embeds, the stimulated ones too"
+    }
     beside = scores.rows_of_responses(data)
     assert set(beside) == {"no_change", "training_mean", "nearest_type", "pca_regression"}
 
@@ -180,6 +189,11 @@ def test_harmony_without_batches_has_a_note_and_not_an_error(tiny_corpus):
     harmony = representations.fit_baselines(tiny_corpus, np.arange(9), ("harmony",))["harmony"]
     rows = scores.rows_of_representation(harmony, data)
     assert {row["value"] for row in rows} == {None} and "there must be two" in rows[0]["note"]
+    assert {row["task"] for row in rows} == {"cell_types", "batch_mixing", "confounds"}
+    both = "cell_types", "batch_mixing"
+    asked = held_out(tiny_corpus, tasks=both, no_batch_mixing=(data.name,))
+    rows = scores.rows_of_representation(harmony, asked)
+    assert {row["task"] for row in rows} == {"cell_types"}
     data.batches = np.resize(["a", "b"], len(data.rows))
     assert harmony.lacks(data) == "" and harmony.embed(data).shape[0] == len(data.rows)
 
@@ -203,6 +217,7 @@ def test_classifiers_are_fitted_where_probes_are(tiny_corpus):
         ({"tasks": ("ontology",), "ontology": "no.obo"}, "files that are not there: no.obo"),
         ({"tasks": ("gene_sets",), "gene_sets": "no.gmt"}, "files that are not there: no.gmt"),
         ({"pool": "last"}, "evaluate.pool is 'last'"),
+        ({"cells": 0}, "evaluate.cells is 0; give"),
         ({"tasks": ("perturbation",)}, "needs evaluate.stimulus or evaluate.screens"),
         ({"tasks": ("gene_sets",)}, "evaluate.gene_labels or evaluate.gene_sets"),
     ],
@@ -210,3 +225,82 @@ def test_classifiers_are_fitted_where_probes_are(tiny_corpus):
 def test_settings_that_ask_for_what_there_is_not(changes, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"no_batch_mixing": ("celsl",)}, "no_batch_mixing names 'celsl'.* are cells"),
+        ({"stimulus": {"celsl": ("a", "b")}}, "stimulus names 'celsl'.* are cells"),
+        ({"screens": {"celsl": "ctrl"}}, "screens names 'celsl'.* are cells"),
+        ({"stimulus": {"cells": ("batch_02", "STM")}}, "stimulus.cells names 'STM'.*batch_02"),
+        ({"screens": {"cells": "ctl"}}, "screens.cells names 'ctl'.*there are batch_02"),
+    ],
+)
+def test_names_that_no_held_out_cell_has_are_refused(tiny_corpus, changes, said):
+    assert held_out(tiny_corpus).name == "cells"
+    with pytest.raises(ValueError, match=said):
+        all_held_out(tiny_corpus, dataclasses.replace(SETTINGS, **changes))
+
+
+@pytest.mark.parametrize("known", [15, 16])
+def test_as_few_cells_as_a_graph_has_neighbours_end_nothing(tiny_corpus, tmp_path, known):
+    data = held_out(tiny_corpus, tasks=("batch_mixing", "confounds"))
+    data.labels[known:] = ""
+    x_NxD = np.random.default_rng(0).normal(size=(len(data.rows), 4))
+    given = Representation(lambda _: x_NxD)
+    rows = scores.rows_of_representation(given, data, pictures=tmp_path, name="random")
+    assert all(row["value"] is not None for row in rows if row["task"] == "confounds")
+    mixed = [row for row in rows if row["task"] == "batch_mixing"]
+    if known == 15:
+        assert {row["note"] for row in mixed} == {"15 cells have a label and a batch, 16 needed"}
+        assert not list(tmp_path.iterdir())
+    else:
+        assert any(row["value"] is not None for row in mixed)
+        assert [path.name for path in tmp_path.iterdir()] == ["umap-cells-random.png"]
+
+
+def test_a_probe_that_does_not_converge_takes_no_other_score_with_it(tiny_corpus, monkeypatch):
+    monkeypatch.setattr(cell_types, "LOGISTIC_ITERATIONS", 1)
+    monkeypatch.setattr(noise, "ITERATIONS", 1)
+    data = held_out(tiny_corpus, tasks=("cell_types", "confounds", "noise"))
+    x_NxD = np.random.default_rng(0).normal(size=(len(data.rows), 4))
+    given = Representation(lambda _: x_NxD, lambda counts, totals: x_NxD[: len(totals)])
+    rows = scores.rows_of_representation(given, data)
+    for row in rows:
+        if row["task"] == "confounds":
+            assert row["value"] is not None
+        else:
+            assert row["value"] is None and "did not converge" in row["note"]
+    assert {row["task"] for row in rows} == {"cell_types", "confounds", "noise"}
+
+
+def test_a_sample_without_a_condition_or_a_control_says_so(tiny_corpus):
+    name = held_out(tiny_corpus).name
+    given = Representation(lambda data: np.eye(len(data.rows)), lambda *counts: None)
+    data = held_out(tiny_corpus, tasks=("perturbation",), stimulus={name: ("batch_02", "STIM")})
+    beside = scores.rows_of_responses(data)
+    rows = scores.rows_of_representation(given, data) + beside["no_change"]
+    assert rows and all(row["value"] is None for row in rows)
+    assert {row["note"] for row in rows} == {
+        "control 'batch_02' and stimulated 'STIM' must be two of the conditions ['batch_02']"
+    }
+    data = held_out(tiny_corpus, tasks=("perturbation",), screens={name: "ctrl"})
+    rows = scores.rows_of_responses(data)["no_change"]
+    assert rows and all(row["value"] is None for row in rows)
+    assert all("0 cells are of the control 'ctrl', 20 needed" in row["note"] for row in rows)
+
+
+def test_intervals_of_masked_genes_are_drawn_with_the_evaluations_seed(tiny_corpus):
+    params = step.initial_params(0, MODEL, len(tiny_corpus.vocabulary))
+    mask = Settings.from_config(smoke.get_config()).run.masking.of_scores()
+    asked = [held_out(tiny_corpus, tasks=("masked_genes",), seed=seed) for seed in (0, 1)]
+    for of_seed in (
+        [scores.rows_of_model(params, MODEL, mask, data) for data in asked],
+        [
+            scores.rows_of_floors(data, np.arange(50), MODEL.length, mask)["most_frequent"]
+            for data in asked
+        ],
+    ):
+        values, lows = ([[row[of] for row in rows] for rows in of_seed] for of in ("value", "low"))
+        assert values[0] == values[1] and lows[0] != lows[1]

@@ -472,7 +472,7 @@ def test_cells_too_few_for_a_probe_get_a_note_instead_of_a_score(done):
     rows = scores.rows_of_representation(given, data)
     assert {row["value"] for row in rows} == {None}
     said = {row["task"]: row["note"] for row in rows}
-    assert "to fit on" in said["cell_types"] and "15 needed" in said["batch_mixing"]
+    assert "to fit on" in said["cell_types"] and "16 needed" in said["batch_mixing"]
 
 
 def test_runs_too_short_to_see_all_their_cells_are_refused(tmp_path):

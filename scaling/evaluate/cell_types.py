@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from scaling.evaluate.intervals import Score
+from scaling.evaluate.intervals import NotScoredError, Score
 from scaling.evaluate.label_scores import Predictions, score_labels
 
 NEIGHBOURS = 5
@@ -106,7 +106,7 @@ def fit_probes(
 
     Raises:
       ValueError: shapes disagree, a value is not finite, or there are too few cells or classes.
-      RuntimeError: the logistic regression did not converge.
+      NotScoredError: the logistic regression did not converge.
     """
     train_labels = np.asarray(train_labels, str)
     check("training", train_NxD, train_labels)
@@ -127,7 +127,7 @@ def fit_probes(
         try:
             logistic.fit(train_NxD, train_labels)
         except ConvergenceWarning as unfinished:
-            raise RuntimeError(
+            raise NotScoredError(
                 f"the logistic probe did not converge in {LOGISTIC_ITERATIONS} iterations on "
                 f"{train_NxD.shape[0]} cells x {train_NxD.shape[1]} features; look for features "
                 "of extreme scale in the embedding"
@@ -183,7 +183,7 @@ def probe(
     Returns:
       The scores of `label_scores.score_labels`, named knn_... and logistic_...
 
-    Raises: ValueError and RuntimeError as fit_probes, predict and score_labels do.
+    Raises: ValueError as fit_probes, predict and score_labels do.
     """
     check("test", test_NxD, np.asarray(test_labels, str))
     found = predict(fit_probes(train_NxD, train_labels, seed=seed), test_NxD)

@@ -25,6 +25,7 @@ NAMES = ("majority", "logistic", "random_forest", "svm")
 COMPONENTS = 30
 LARGEST = 10.0  # standard deviations of a scaled gene
 FOLDS = 3  # of the inner split, at most
+NO_FOLDS = "no inner split of these cells leaves two cell types to fit on"
 TREES = 200
 STEPS = 5_000
 
@@ -144,6 +145,9 @@ def inner_folds(
     A fold's rows to fit on hold two classes or more; where a way of dividing has a fold that does
     not, the next way is tried. An empty list where none is left.
     """
+    largest = np.unique(labels, return_counts=True)[1].max()
+    if largest < 2:  # of one cell per type, no fold leaves a type to fit on and to validate on
+        return [], NO_FOLDS
     for what, groups in (("donors", donors), ("batches", batches), ("cells", None)):
         if groups is None and what != "cells":
             continue
@@ -152,19 +156,17 @@ def inner_folds(
             units = len(set(groups.tolist()))
             if (groups == "").any() or units < 2:
                 continue
-            folds = StratifiedGroupKFold(min(FOLDS, units), shuffle=True, random_state=seed)
+            count = min(FOLDS, units, largest)
+            folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
         else:
-            units = np.unique(labels, return_counts=True)[1].max()
-            if units < 2:
-                continue
-            folds = StratifiedKFold(min(FOLDS, units), shuffle=True, random_state=seed)
+            folds = StratifiedKFold(min(FOLDS, largest), shuffle=True, random_state=seed)
         with warnings.catch_warnings():
             # A class rarer than the folds is missing from some, which macro-F1 allows for.
             warnings.filterwarnings("ignore", "The least populated class")
             found = list(folds.split(labels, labels, groups))
         if all(len(set(labels[rows])) > 1 and len(held) for rows, held in found):
             return found, f"{len(found)} inner folds of {what} of the training cells"
-    return [], "no inner split of these cells leaves two cell types to fit on"
+    return [], NO_FOLDS
 
 
 def _model(name: str, seed: int, components: int) -> tuple[BaseEstimator, dict]:

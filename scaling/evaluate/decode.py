@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from kernels.cab import cab_loss
 from scaling.corpus.encodings import Cells
@@ -65,8 +66,12 @@ def fill(
                 slots = min(batch.tokens_BxL.shape[1], -(-most // SLOTS) * SLOTS)
                 fixed = {"model": model, "slots": slots, "read": read, "order": order}
                 parts.append((rows, _fill(params | {"bias": bias_V}, batch, **fixed)))
-        for rows, of_rows_BxL in jax.device_get(parts):
-            filled_NxL[rows, : of_rows_BxL.shape[1]] = of_rows_BxL[: len(rows)]
+        told = {"desc": "filling", "unit": "cells", "leave": False, "delay": 5}
+        with tqdm(total=sum(len(rows) for rows, _ in parts), **told) as bar:
+            for rows, part in parts:
+                of_rows_BxL = jax.device_get(part)
+                filled_NxL[rows, : of_rows_BxL.shape[1]] = of_rows_BxL[: len(rows)]
+                bar.update(len(rows))
     return filled_NxL
 
 

@@ -8,7 +8,7 @@ from sklearn.model_selection import KFold
 
 from scaling.evaluate.change_regressions import bilinear, ridge
 from scaling.evaluate.changes import REFERENCE, HeldOut, joined, nothing_scored, score_changes
-from scaling.evaluate.intervals import Score
+from scaling.evaluate.intervals import NotScoredError, Score
 from scaling.evaluate.perturbation import (
     FEWEST_CELLS,
     FEWEST_UNITS,
@@ -169,7 +169,7 @@ class _Screen:
         cells = {genes: np.concatenate(rows) for genes, rows in sorted(cells.items())}
         self.control_rows = cells.pop("", np.array([], int))
         if len(self.control_rows) < FEWEST_CELLS:
-            raise ValueError(
+            raise NotScoredError(
                 f"{len(self.control_rows)} cells are of the control {control!r}, {FEWEST_CELLS} "
                 f"needed: the perturbations are {', '.join(written[:10])} ..."
             )

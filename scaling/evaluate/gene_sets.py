@@ -89,10 +89,12 @@ def label_auroc(
         return [Score(name, None, n=len(rows), of=of, note=note) for name in names] + [coverage]
     random_MxD = _random((len(rows), embedding_VxD.shape[1]), seed)
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(rows, label_M))
-    embedding, expression, chance = (
-        [(test, _probe(x_MxD, label_M, train, test, seed)) for train, test in folds]
-        for x_MxD in (embedding_VxD[rows], expression_Vx2[rows], random_MxD)
-    )
+    compared = embedding_VxD[rows], expression_Vx2[rows], random_MxD
+    bar = tqdm([(x_MxD, *fold) for x_MxD in compared for fold in folds], desc="gene labels",
+               unit="fold", leave=False, delay=5)  # fmt: skip
+    found = [(test, _probe(x_MxD, label_M, train, test, seed)) for x_MxD, train, test in bar]
+    firsts = range(0, len(found), FOLDS)
+    embedding, expression, chance = (found[first : first + FOLDS] for first in firsts)
     bootstrap = Bootstrap(len(rows), seed=seed)
     statistics = (
         lambda w_SxM: _auroc(w_SxM, label_M, embedding),

@@ -62,6 +62,8 @@ class EvaluateSettings:
     gene_sets: str = ""
 
     def __post_init__(self):
+        if self.cells < 1:
+            raise ValueError(f"evaluate.cells is {self.cells}; give the cells to score, 1 or more")
         if self.pool not in POOLS:
             raise ValueError(f"evaluate.pool is {self.pool!r}; give one of {POOLS}")
         if "scvi" in self.baselines and importlib.util.find_spec("scvi") is None:
@@ -124,6 +126,33 @@ class HeldOut:
 
 
 def all_held_out(corpus: Corpus, settings: EvaluateSettings) -> list[HeldOut]:
-    """Every data set's held-out cells."""
+    """Every data set's held-out cells.
+
+    Raises:
+      ValueError: the settings name a data set that has none, or a condition that it has not.
+    """
     sets = held_out_sets(corpus, settings)
+    obs = corpus.obs[(corpus.obs["split"] == "held_out").to_numpy()]
+    batches = obs["batch"].astype(str).groupby(obs["dataset"].astype(str)).agg(set)
+    conditions = {
+        "stimulus": settings.stimulus,
+        "screens": {name: (control,) for name, control in settings.screens.items()},
+        "no_batch_mixing": dict.fromkeys(settings.no_batch_mixing, ()),
+    }
+    for field, named in conditions.items():
+        for name, wanted in named.items():
+            if name not in sets:
+                raise ValueError(
+                    f"evaluate.{field} names {name!r}, which has no held-out cell; the data sets "
+                    f"with held-out cells are {', '.join(sets)}"
+                )
+            if missing := sorted(set(wanted) - batches[name]):
+                raise ValueError(
+                    f"evaluate.{field}.{name} names {', '.join(map(repr, missing))}, which no "
+                    f"held-out cell has for its batch; there are {_some(sorted(batches[name]))}"
+                )
     return [HeldOut(corpus, name, rows, settings) for name, rows in sets.items()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

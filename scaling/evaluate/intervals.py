@@ -13,6 +13,10 @@ FEWEST_DONORS = 5  # that are drawn; of fewer, resamples hardly differ in more t
 LARGEST = 8_000_000  # weights held at a time
 
 
+class NotScoredError(ValueError):
+    """These cells do not allow a score; the text is the note of a row without a value."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """One row of a scores table, without what names the model and the data set.

@@ -24,10 +24,13 @@ def score_model(
     mask: masking.MaskingSettings,
     corpus: Corpus,
     rows: np.ndarray,
+    *,
+    seed: int = 0,
 ) -> list[dict]:
     """Scores read from P and from Q, at `<mask>` and at all selected positions.
 
-    Each cell has one fixed draw of masks, the same for every checkpoint. Accuracy, repeats and
+    Each cell has one fixed draw of masks, the same for every checkpoint; `seed` is that of the
+    resamples. Accuracy, repeats and
     uniqueness are means over cells with a counted position; the loss is a mean over positions (of
     Q over all selected ones alone: its rows depend on the masked rows before them).
 
@@ -37,7 +40,7 @@ def score_model(
       repeat cells, fall short of them.
     """
     step = functools.partial(_predict, params, model=model)
-    return _score(step, model.length, mask, corpus, rows, model.encoding)
+    return _score(step, model.length, mask, corpus, rows, seed, model.encoding)
 
 
 def score_floors(
@@ -46,6 +49,8 @@ def score_floors(
     mask: masking.MaskingSettings,
     corpus: Corpus,
     rows: np.ndarray,
+    *,
+    seed: int = 0,
 ) -> dict[str, list[dict]]:
     """What is reached without a model: {"copy_input": rows, "most_frequent": rows}.
 
@@ -55,9 +60,10 @@ def score_floors(
       mask: settings of the masks.
       corpus: of the cells.
       rows: the held-out cells.
+      seed: of the resamples.
     """
     step = functools.partial(_floors, jnp.asarray(frequency_V))
-    scored = _score(step, length, mask, corpus, rows)
+    scored = _score(step, length, mask, corpus, rows, seed)
     return {
         name: [{**row, "read_from": None} for row in scored if row["read_from"] == name]
         for name in ("copy_input", "most_frequent")
@@ -127,7 +133,7 @@ def _judged(cells: masking.MaskedCells, known_BxV: jax.Array, tops: dict, nats: 
 
 
 def _score(
-    step, length: int, mask, corpus: Corpus, rows: np.ndarray, encoding: str = "ranks"
+    step, length: int, mask, corpus: Corpus, rows: np.ndarray, seed: int, encoding: str = "ranks"
 ) -> list[dict]:
     """Runs a step over all cells and adds up what it found; nothing is averaged before."""
     judged, genes = [], corpus.vocabulary
@@ -143,7 +149,7 @@ def _score(
         shares = len(genes), mask, len(genes.special)
         masked = masking.mask_cells(tokens, *draw, hashes, *shares)
         judged.append(jax.device_get(step(masked._replace(values_BxL=values))))
-    bootstrap = Bootstrap(len(rows), obs["donor"].to_numpy(str))
+    bootstrap = Bootstrap(len(rows), obs["donor"].to_numpy(str), seed=seed)
     return [
         score.row(positions=kind, read_from=reading)
         for reading, kind in judged[0]

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from scaling.corpus import subsets
-from scaling.evaluate.intervals import Bootstrap, Score
+from scaling.evaluate.intervals import Bootstrap, NotScoredError, Score
 from scaling.evaluate.noisy_counts import Cells, add_noise, thin
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)  # of the cells noised
@@ -56,7 +56,7 @@ def fit_probe(
 
     Raises:
       ValueError: fewer than two classes.
-      RuntimeError: the probe did not converge.
+      NotScoredError: the probe did not converge.
     """
     cells = cells[np.flatnonzero(cells.labels != "")]
     if len(set(cells.labels)) < 2:
@@ -71,7 +71,7 @@ def fit_probe(
         try:
             probe.fit(train_NxD, cells.labels)
         except ConvergenceWarning as unfinished:
-            raise RuntimeError(
+            raise NotScoredError(
                 f"the probe did not converge on {train_NxD.shape[0]} cells x {train_NxD.shape[1]} "
                 "features; look for features of extreme scale"
             ) from unfinished

@@ -126,6 +126,7 @@ def graph_agreement(
         large = names[sizes >= FEWEST_IN_BATCH]
         notes = [f"{large.size} batches of {FEWEST_IN_BATCH} cells or more", *notes]
         groups = [_trimmed(x_NxD, np.where(batches == name, type_N, -1)) for name in large]
+        groups = [group for group in groups if group]
         scores += _both(bootstrap, groups, terms, ontology, of="within batches", notes=notes)
     return scores
 

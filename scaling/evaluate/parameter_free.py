@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import svd_flip
 from tqdm import tqdm
 
+from scaling.evaluate.intervals import NotScoredError
 from scaling.evaluate.label_scores import Predictions
 
 GENES = 20_000
@@ -288,7 +289,7 @@ def classify(train_NxD: np.ndarray, labels: np.ndarray, test_NxD: np.ndarray) ->
 
     Raises:
       ValueError: fewer than two classes.
-      RuntimeError: it did not converge.
+      NotScoredError: it did not converge.
     """
     labels = np.asarray(labels, str)
     known = labels != ""
@@ -303,7 +304,7 @@ def classify(train_NxD: np.ndarray, labels: np.ndarray, test_NxD: np.ndarray) ->
         try:
             model.fit(np.asarray(train_NxD, np.float64)[known], labels[known])
         except ConvergenceWarning as unfinished:
-            raise RuntimeError(
+            raise NotScoredError(
                 f"the balanced regression did not converge in {ITERATIONS} iterations on "
                 f"{known.sum()} cells x {train_NxD.shape[1]} components; look for extreme cells"
             ) from unfinished

@@ -5,7 +5,7 @@ from scipy import sparse
 
 from scaling.evaluate.change_regressions import cell_components, ridge
 from scaling.evaluate.changes import REFERENCE, HeldOut, joined, nothing_scored, score_changes
-from scaling.evaluate.intervals import Score
+from scaling.evaluate.intervals import NotScoredError, Score
 
 FEWEST_CELLS = 20  # of a type in each condition, of a perturbation, of its control
 FEWEST_UNITS = 4  # one held out, and three that the regressions need
@@ -58,16 +58,17 @@ def stimulus_response(
       four types have the cells.
 
     Raises:
-      ValueError: shapes disagree, values are not finite, or no cell has one of the conditions.
+      NotScoredError: no cell has one of the conditions.
+      ValueError: shapes disagree, or values are not finite.
     """
     made = tuple(name for name in PREDICTORS if name in (*predictors, REFERENCE))
     x_NxG = expression(expression_NxG)
     z_NxD = finite(embedding_NxD, x_NxG.shape[0], "embedding")
     cell_type, condition = (names(of, x_NxG.shape[0]) for of in (cell_type, condition))
     if control == stimulated or not {control, stimulated} <= set(condition):
-        raise ValueError(
+        raise NotScoredError(
             f"control {control!r} and stimulated {stimulated!r} must be two of the conditions "
-            f"{sorted(set(condition))}"
+            f"{sorted(set(condition.tolist()))}"
         )
     sides = (control, stimulated)
     cells = {

@@ -52,7 +52,8 @@ def roughness(
 
     Returns:
       rogi and rogi_xd, each also with shuffled labels (mean over 20 shuffles, no interval), which
-      is what labels score that the embedding knows nothing of.
+      is what labels score that the embedding knows nothing of. None of fewer than three cells, of
+      one label, or where all cells have the same embedding.
 
     Raises:
       ValueError: shapes disagree or the embedding is not finite.
@@ -65,14 +66,15 @@ def roughness(
         note = f"{most} of {rows.size} cells drawn at random, seed {seed}"
         rows = np.sort(rng.choice(rows, most, replace=False))
     x_NxD = np.asarray(embedding_NxD[rows], np.float64)
-    if rows.size < 3 or not np.ptp(x_NxD, axis=0).any():
-        why = f"{rows.size} cells" if rows.size < 3 else "all cells have the same embedding"
+    names, code_N = np.unique(labels[rows], return_inverse=True)
+    why = f"{rows.size} cells" if rows.size < 3 else "one label" if names.size < 2 else ""
+    if why or not np.ptp(x_NxD, axis=0).any():
+        why = why or "all cells have the same embedding"
         return [
             Score(name, None, n=rows.size, of=of, note="; ".join(filter(None, [why, note])))
             for of in ("", "shuffled labels")
             for name in NAMES
         ]
-    names, code_N = np.unique(labels[rows], return_inverse=True)
     note = "; ".join(filter(None, [f"{names.size} labels", note]))
     apart_NxN = squareform(pdist(x_NxD))
     (values,) = _areas(x_NxD, apart_NxN, [code_N], names.size)
@@ -119,8 +121,6 @@ def _areas(x_NxD, apart_NxN, codes: list[np.ndarray], classes: int) -> np.ndarra
 
 def _spread(code_N: np.ndarray, cluster_N: np.ndarray, classes: int) -> float:
     """Spread of the classes' shares between clusters, in [0, 1]."""
-    if classes == 1:
-        return 0.0
     size = (cluster_N.max() + 1, classes)
     count_CxK = np.bincount(cluster_N * classes + code_N, minlength=size[0] * classes).reshape(size)
     cells_C = count_CxK.sum(1)

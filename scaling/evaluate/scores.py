@@ -28,8 +28,9 @@ from scaling.evaluate import (
     screens,
     umaps,
 )
+from scaling.evaluate.changes import nothing_scored
 from scaling.evaluate.held_out import HeldOut
-from scaling.evaluate.intervals import Score
+from scaling.evaluate.intervals import NotScoredError, Score
 from scaling.evaluate.noisy_counts import Cells
 from scaling.evaluate.representations import Representation
 from scaling.pretrain.masking import MaskingSettings
@@ -37,6 +38,12 @@ from scaling.pretrain.model import ModelSettings
 
 PROBES = ("knn", "logistic")
 PUBLISHED = "published"  # of the classifier that comes with a representation
+NAMES = {  # of the scores of any representation, by task
+    "cell_types": [f"{probe}_{of}" for probe in PROBES for of in ("accuracy", "macro_f1")],
+    "batch_mixing": batch_mixing.NAMES,
+    "confounds": confounds.NAMES,
+    "noise": ["accuracy", "macro_f1"],
+}
 
 
 def rows_of_model(
@@ -45,7 +52,8 @@ def rows_of_model(
     """Masked-gene scores of a model."""
     if "masked_genes" not in data.settings.tasks:
         return []
-    found = masked_genes.score_model(params, model, mask, data.corpus, data.rows)
+    cells = data.corpus, data.rows
+    found = masked_genes.score_model(params, model, mask, *cells, seed=data.settings.seed)
     return [_row(data, "masked_genes", row) for row in found]
 
 
@@ -56,7 +64,8 @@ def rows_of_floors(
     if "masked_genes" not in data.settings.tasks:
         return {}
     frequency_V = masked_genes.token_frequency(data.corpus, training_rows, length)
-    found = masked_genes.score_floors(frequency_V, length, mask, data.corpus, data.rows)
+    cells = data.corpus, data.rows
+    found = masked_genes.score_floors(frequency_V, length, mask, *cells, seed=data.settings.seed)
     return {
         name: [_row(data, "masked_genes", row) for row in rows] for name, rows in found.items()
     }
@@ -80,8 +89,12 @@ def rows_of_representation(
       name: of the representation, in the pictures' names and titles.
     """
     if lacking := representation.lacks(data):
-        nothing = _none(batch_mixing.NAMES, lacking)
-        return [_row(data, "batch_mixing", score.row()) for score in nothing]
+        return [
+            _row(data, task, score.row())
+            for task, names in NAMES.items()
+            if task in data.settings.tasks and (task != "batch_mixing" or _has_batches(data))
+            for score in _none(names, lacking)
+        ]
     at = _Examined(representation, data, training_labels, pictures, name)
     tasks = {
         "cell_types": at.cell_types, "batch_mixing": at.batch_mixing, "confounds": at.confounds,
@@ -193,11 +206,18 @@ class _Examined:
             found[PUBLISHED] = classify(self._embedding[fit], labels, self._embedding[test])
         return found
 
+    @functools.cached_property
+    def _no_probe(self) -> str:
+        """Why probes say nothing of these cells; "" where they do."""
+        try:
+            return self._split.reason or (self._predicted and "")
+        except NotScoredError as why:
+            return str(why)
+
     def cell_types(self) -> list[Score]:
         data, split = self._data, self._split
-        if split.reason:
-            names = [f"{probe}_{s}" for probe in PROBES for s in ("accuracy", "macro_f1")]
-            return _none(names, split.reason, split=split.how)
+        if self._no_probe:
+            return _none(NAMES["cell_types"], self._no_probe, split=split.how)
         true = data.labels[split.test]
         for probe, predicted in self._predicted.items():
             title = f"{data.name}, {self._name}, {probe} probe"
@@ -214,12 +234,13 @@ class _Examined:
 
     def batch_mixing(self) -> list[Score]:
         data = self._data
-        if data.name in data.settings.no_batch_mixing:
+        if not _has_batches(data):
             return []
         known = (data.labels != "") & (data.batches != "")
-        few = known.sum() < batch_mixing.NEIGHBOURS
+        needed = 1 + max(batch_mixing.NEIGHBOURS, umaps.NEIGHBOURS)
+        few = known.sum() < needed
         if few or data.counts is None:
-            need = f"a label and a batch, {batch_mixing.NEIGHBOURS} needed" if few else "no counts"
+            need = f"a label and a batch, {needed} needed" if few else "no counts"
             return _none(batch_mixing.NAMES, f"{known.sum()} cells have {need}")
         labels, batches = data.labels[known], data.batches[known]
         x_NxD = self._embedding[known]
@@ -238,7 +259,10 @@ class _Examined:
 
     def perturbation(self) -> list[Score]:
         data, found = self._data, []
-        if _has_stimulus(data):
+        if _has_stimulus(data) and self._representation.of_counts is None:
+            why = "it is fitted to the cells that it embeds, the stimulated ones too"
+            found += nothing_scored(("embedding",), "", why)["embedding"]
+        elif _has_stimulus(data):
             found += _responses(data, self._embedding, ("embedding",))["embedding"]
         if screens.is_screen(data) and self._representation.genes is not None:
             found += screens.scores_of_genes(data, self._genes)
@@ -250,9 +274,12 @@ class _Examined:
             represent is None and "it embeds only the cells that it was fitted on"
         )
         if reason:
-            return _none(["accuracy", "macro_f1"], reason, split=split.how)
+            return _none(NAMES["noise"], reason, split=split.how)
         cells = Cells(data.counts, data.totals, data.labels, data.ids, data.donors)
-        classify = noise.fit_probe(represent, cells[split.fit])
+        try:
+            classify = noise.fit_probe(represent, cells[split.fit])
+        except NotScoredError as why:
+            return _none(NAMES["noise"], str(why), split=split.how)
         said = {"seed": data.settings.seed, "split": split.how}
         return [
             *noise.gaussian(classify, cells[split.test], **said),
@@ -267,9 +294,9 @@ class _Examined:
             self._embedding, data.labels, terms, table, batches=data.batches, **told
         )
         found += roughness.roughness(self._embedding, data.labels, **told)
-        if self._split.reason:
+        if self._no_probe:
             names = [f"{probe}_{s}" for probe in PROBES for s in ("lcad", "lcad_path")]
-            return found + _none(names, self._split.reason, split=self._split.how)
+            return found + _none(names, self._no_probe, split=self._split.how)
         true, donors = data.labels[self._split.test], data.donors[self._split.test]
         for probe, predicted in self._predicted.items():
             scored = ontology.lcad(true, predicted.labels, terms, table, donors=donors, seed=seed)
@@ -319,6 +346,10 @@ def _expression(data: HeldOut) -> np.ndarray:
     return baselines.apply_pca(pca, data.counts, data.totals)
 
 
+def _has_batches(data: HeldOut) -> bool:
+    return data.name not in data.settings.no_batch_mixing
+
+
 def _has_stimulus(data: HeldOut) -> bool:
     return data.name in data.settings.stimulus and data.counts is not None
 
@@ -327,11 +358,14 @@ def _responses(
     data: HeldOut, embedding_NxD: np.ndarray, predictors: tuple[str, ...]
 ) -> dict[str, list[Score]]:
     control, stimulated = data.settings.stimulus[data.name]
-    return perturbation.stimulus_response(
-        embedding_NxD, baselines.log_normalise(data.counts, data.totals), data.labels,
-        data.batches, control, stimulated, donors=data.donors, seed=data.settings.seed,
-        predictors=predictors,
-    )  # fmt: skip
+    try:
+        return perturbation.stimulus_response(
+            embedding_NxD, baselines.log_normalise(data.counts, data.totals), data.labels,
+            data.batches, control, stimulated, donors=data.donors, seed=data.settings.seed,
+            predictors=predictors,
+        )  # fmt: skip
+    except NotScoredError as why:
+        return nothing_scored(predictors, "", str(why))
 
 
 def _none(names: Iterable[str], note: str, split: str = "") -> list[Score]:

@@ -6,9 +6,10 @@ import numpy as np
 
 from scaling.corpus.vocabulary import read_gene_names
 from scaling.evaluate import baselines, gene_perturbation
+from scaling.evaluate.changes import nothing_scored
 from scaling.evaluate.gene_perturbation import PREDICTORS
 from scaling.evaluate.held_out import HeldOut
-from scaling.evaluate.intervals import Score
+from scaling.evaluate.intervals import NotScoredError, Score
 
 ASKED = {
     "perturbations": gene_perturbation.unseen_perturbations,
@@ -53,7 +54,10 @@ def _scores(data: HeldOut, embedding_VxD, predictors) -> dict[str, list[Score]]:
     found = {name: [] for name in predictors}
     for what, function in ASKED.items():
         control = data.settings.screens[data.name]
-        scored = function(embedding_VxD[known], genes[known], *screen, control, **told)
+        try:
+            scored = function(embedding_VxD[known], genes[known], *screen, control, **told)
+        except NotScoredError as why:
+            scored = nothing_scored(predictors, "", str(why))
         for name in found.keys() & scored.keys():
             found[name] += [dataclasses.replace(s, name=f"{what}_{s.name}") for s in scored[name]]
     return found
