@@ -50,6 +50,22 @@ def test_exact_curves_are_chosen_and_recovered(form, scale, curve, truth):
     assert list(fit["intervals"]) == list(truth)
 
 
+@pytest.mark.parametrize("scale", ["raw", "log"])
+def test_a_constant_that_the_scores_leave_is_flagged(scale):
+    def flags(x, y):
+        fit = fit_curve(x, y, scale=scale)
+        assert fit["form"] == "constant"
+        return " ".join(fit["flags"])
+
+    falling = 2 + 5 * SIZES**-0.4 + noise(0.05)[:6]  # of one seed: AICc has too few points
+    assert "not flat" in flags(SIZES, falling)
+    assert "not flat" not in flags(X, 2 + noise(0.02))
+    assert "not flat" not in flags(X, np.full(len(X), 2.0))
+    if scale == "log":  # no form of losses rises
+        rising = flags(X, 2 + 0.1 * np.log(X) + noise(0.02))
+        assert "not flat" in rising and "poor fit" in rising
+
+
 def test_noisy_curve_lies_within_its_intervals_and_band():
     fit = fit_curve(X, 0.5 - (X / 3) ** -0.4 + noise(0.01, 3))
     for name, truth in {"S_inf": 0.5, "D0": 3, "s": 0.4}.items():

@@ -31,6 +31,13 @@ def poor_fit(cells, y, fitted, coefficients: int) -> bool:
     return bool(misfit / free > stats.f.ppf(0.99, free, free_within) * within / free_within)
 
 
+def not_flat(x, y) -> bool:
+    """t test (1 %) of the slope of y in log x: a constant is then no description of the scores."""
+    if len(np.unique(x)) < 3 or np.ptp(y) == 0:
+        return False
+    return bool(stats.linregress(np.log(x), y).pvalue < 0.01)
+
+
 def on_bounds(form: str, scale: str, point, columns) -> list[str]:
     """Words for each coefficient that sits on the end of its range."""
     of, flags = FORMS[form], []

@@ -91,7 +91,7 @@ def fit_curve(
     if scale == "log" and (y <= 0).any():
         raise ValueError(
             f"{int((y <= 0).sum())} of {len(y)} losses are zero or negative, and the fit needs "
-            "their logarithm; remove those runs or fit with scale='raw'"
+            "their logarithm; remove those runs or fit them as they are (--scale=raw)"
         )
     x2 = second[0] if second else None
     sizes = np.unique(x)
@@ -151,6 +151,11 @@ def _add_intervals(result: dict, x, x2, target, draws: int) -> None:
     result["intervals"] = dict.fromkeys(result["parameters"])
     result["profile_intervals"] = dict.fromkeys(result["parameters"])
     drawn = intervals.bootstrap(form, scale, columns, cells, target, point, draws)
+    if form == "constant" and x2 is None and cautions.not_flat(x, target):
+        flags.append(
+            "not flat: the scores change with size, by a form that is none of these or that so few "
+            "points do not tell; name one, or run more seeds and sizes"
+        )
     if drawn["single"]:
         flags.append("single seed: intervals over points")
     flags.extend(cautions.on_bounds(form, scale, point, columns))
@@ -165,7 +170,7 @@ def _add_intervals(result: dict, x, x2, target, draws: int) -> None:
         form, scale, columns, centres, target, point, float(lower[0]), drawn
     )
     flags.extend(cautions.unidentified(form, drawn["points"], columns).values())
-    if scale == "raw" and cautions.poor_fit(cells, target, fitted, len(point)):
+    if cautions.poor_fit(cells, target, fitted, len(point)):
         flags.append("poor fit: size means leave the curve by more than seeds explain")
 
 
