@@ -9,6 +9,7 @@ import numpy as np
 from scaling.corpus.shards import Corpus
 from scaling.evaluate import representations, scores, seen
 from scaling.evaluate.held_out import HeldOut
+from scaling.evaluate.intervals import joined
 from scaling.pretrain import loop, step
 from scaling.pretrain.masking import MaskingSettings
 from scaling.pretrain.model import ModelSettings
@@ -63,8 +64,7 @@ def evaluate_run(
 
 def _noted(rows: list[dict], known: seen.Seen, held_out: list[HeldOut]) -> list[dict]:
     told = {data.name: known.note(data.rows, "scored") for data in held_out}
-    notes = ("; ".join(filter(None, [row["note"], told[row["dataset"]]])) for row in rows)
-    return [row | {"note": note} for row, note in zip(rows, notes, strict=True)]
+    return [row | {"note": joined(row["note"], told[row["dataset"]])} for row in rows]
 
 
 def score_params(

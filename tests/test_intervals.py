@@ -52,8 +52,22 @@ def test_what_has_no_value_or_no_interval_says_so():
     assert (nothing.value, nothing.low, nothing.n, nothing.note) == (None, None, 0, "no label")
     assert Bootstrap(0).mean("mean", []).value is None
     # A value of which most resamples have none: it needs each of ten cells.
-    rare = Bootstrap(10).score("all", lambda w_SxN: np.where((w_SxN > 0).all(1), 1.0, np.nan))
+    rare = Bootstrap(10, units="genes").score(
+        "all", lambda w_SxN: np.where((w_SxN > 0).all(1), 1.0, np.nan), note="rare"
+    )
     assert (rare.value, rare.low, rare.interval) == (1.0, None, "")
+    assert rare.note == "rare; too few genes for an interval"
+
+
+def test_an_interval_that_would_not_hold_its_value_is_none():
+    """Shares of distinct cells: all of them are 1, those of a resample about 0.63."""
+    score = Bootstrap(200).score("distinct", lambda w_SxN: (w_SxN > 0).mean(1), note="seen")
+    assert (score.value, score.low, score.high, score.interval) == (1.0, None, None, "")
+    low, high = (float(end) for end in score.note.split(" it, to ")[1].split(" to "))
+    assert score.note.startswith("seen; no interval: ") and 0.5 < low < 0.63 < high < 0.75
+    # Rounding of the last digit is no reason.
+    of_ones = Bootstrap(200).score("one", lambda w_SxN: 1 - 1e-15 * (w_SxN.max(1) > 1))
+    assert of_ones.interval == "cells" and of_ones.low == pytest.approx(1.0)
 
 
 def test_scores_see_the_same_resamples_whatever_their_number(monkeypatch):

@@ -204,6 +204,7 @@ def test_too_few_types_are_said():
     found = respond(*responding_cells(types=TYPES[:4])[:4])
     row = value(found["embedding"], "r2")  # four units are too few to resample
     assert row.value is not None and row.low is None and row.interval == ""
+    assert row.note.endswith("no interval")
 
 
 def test_unknown_names_and_silent_genes_do_not_count(plain):

@@ -1,6 +1,7 @@
 """Tasks over representations: what is asked, what cannot be, and a model's way from counts."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -304,3 +305,17 @@ def test_intervals_of_masked_genes_are_drawn_with_the_evaluations_seed(tiny_corp
     ):
         values, lows = ([[row[of] for row in rows] for rows in of_seed] for of in ("value", "low"))
         assert values[0] == values[1] and lows[0] != lows[1]
+
+
+def test_a_label_for_each_cell_is_no_cell_type(tiny_corpus, recwarn):
+    """A column of barcodes: no probe could have learnt them, and scikit-learn does not warn."""
+    data = held_out(tiny_corpus, tasks=("cell_types",), baselines=("majority", "logistic"))
+    data.labels, data.donors = data.ids, np.full(len(data.ids), "")
+    data.obs["cell_type"], data.obs["batch"], data.obs["donor"] = data.ids, "", ""
+    given = Representation(lambda _: np.random.default_rng(0).normal(size=(len(data.rows), 4)))
+    rows = scores.rows_of_representation(given, data)
+    rows += sum(scores.rows_of_classifiers(data.settings.baselines, data).values(), [])
+    assert rows and all(row["value"] is None for row in rows)
+    (note,) = {row["note"] for row in rows}
+    assert re.fullmatch(r"(\d+) cells of \1 types to fit on, \d+ to test on", note)
+    assert not [str(said.message) for said in recwarn]

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from scaling.evaluate.intervals import FEWEST_DONORS, LARGEST, Bootstrap, Score
+from scaling.evaluate.intervals import FEWEST_DONORS, LARGEST, Bootstrap, Score, joined
 
 TOP = 20
 SCORES = ("r2", "pearson", "rmse", f"r2_top_{TOP}", f"pearson_top_{TOP}")
@@ -109,11 +109,6 @@ def nothing_scored(predictors: tuple[str, ...], split: str, note: str) -> dict[s
     }
 
 
-def joined(*notes: str) -> str:
-    """The notes that say something, as one."""
-    return "; ".join(filter(None, notes))
-
-
 def _score_unit(held_out, genes, split, seed) -> dict[str, dict[str, Score]]:
     """Each score by predictor and name."""
     agreement = _Agreement(held_out, genes)
@@ -128,17 +123,14 @@ def _score_unit(held_out, genes, split, seed) -> dict[str, dict[str, Score]]:
             if predicted_G is None:
                 found[predictor][name] = Score(name, None, note=note, **known)
                 continue
-            score = bootstrap.score(
-                name, lambda w_SxN, key=(predictor, name): agreement(w_SxN)[key], note=note, **known
-            )
-            if score.value is None:
-                why = "the predicted or the true change is the same for all genes"
-                score = dataclasses.replace(score, note=joined(why, note))
-            elif score.low is not None:
-                bias = agreement.bias((predictor, name))
-                low, high = np.clip((score.low - bias, score.high - bias), *RANGES[name])
-                score = dataclasses.replace(score, low=float(low), high=float(high))
-            found[predictor][name] = score
+            value_S = bootstrap.values(lambda w_SxN, of=(predictor, name): agreement(w_SxN)[of])
+            if np.isfinite(value_S[0]):
+                value_S[1:] -= np.nanmean(value_S[1:]) - value_S[0]  # the bias of resampling
+                value_S = value_S.clip(*RANGES[name])
+                told = note
+            else:
+                told = joined("the predicted or the true change is the same for all genes", note)
+            found[predictor][name] = bootstrap.of_values(name, value_S, note=told, **known)
     return found
 
 
@@ -173,11 +165,6 @@ class _Agreement:
                 name: np.concatenate([part[name] for part in parts]) for name in parts[0]
             }
         return self._known[key]
-
-    def bias(self, key: tuple[str, str]) -> float:
-        """Mean of the score over the resamples seen minus its value, which was asked for first."""
-        value, *resampled = (scores[key] for scores in self._known.values())
-        return float(np.nanmean(np.concatenate(resampled)) - value[0])
 
     def _change(self, weights_SxN: np.ndarray) -> np.ndarray:
         """Mean of the treated minus mean of the controls, float64 [S, G]; linear in the shares."""
@@ -227,7 +214,9 @@ def _mean(name, values_U, n_U, *, unit, split, note, seed) -> Score:
     known = {"n": int(n_U[has_U].sum()), "split": split, "note": note}
     score = Bootstrap(int(has_U.sum()), seed=seed).mean(name, values_U[has_U], **known)
     if has_U.sum() < FEWEST_DONORS:
-        return dataclasses.replace(score, low=None, high=None, interval="")
+        few = f"fewer than {FEWEST_DONORS} {unit}: no interval" if has_U.any() else ""
+        note = joined(note, few)
+        return dataclasses.replace(score, low=None, high=None, interval="", note=note)
     return dataclasses.replace(score, interval=f"{has_U.sum()} {unit}" if score.interval else "")
 
 

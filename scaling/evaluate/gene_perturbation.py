@@ -7,8 +7,8 @@ from scipy import sparse
 from sklearn.model_selection import KFold
 
 from scaling.evaluate.change_regressions import bilinear, ridge
-from scaling.evaluate.changes import REFERENCE, HeldOut, joined, nothing_scored, score_changes
-from scaling.evaluate.intervals import NotScoredError, Score
+from scaling.evaluate.changes import REFERENCE, HeldOut, nothing_scored, score_changes
+from scaling.evaluate.intervals import NotScoredError, Score, joined
 from scaling.evaluate.perturbation import (
     FEWEST_CELLS,
     FEWEST_UNITS,

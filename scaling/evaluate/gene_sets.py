@@ -1,6 +1,5 @@
 """Gene embeddings with labelled genes and gene sets in; AUROCs beside plain baselines out."""
 
-import dataclasses
 
 import numpy as np
 from scipy import sparse
@@ -95,7 +94,7 @@ def label_auroc(
     found = [(test, _probe(x_MxD, label_M, train, test, seed)) for x_MxD, train, test in bar]
     firsts = range(0, len(found), FOLDS)
     embedding, expression, chance = (found[first : first + FOLDS] for first in firsts)
-    bootstrap = Bootstrap(len(rows), seed=seed)
+    bootstrap = Bootstrap(len(rows), seed=seed, units="genes")
     statistics = (
         lambda w_SxM: _auroc(w_SxM, label_M, embedding),
         lambda w_SxM: _auroc(w_SxM, label_M, expression),
@@ -104,7 +103,7 @@ def label_auroc(
     )
     how = f"{FOLDS} folds by gene, seed {seed}"
     scores = [
-        _drawn(bootstrap.score(name, statistic, of=of, note=note, split=how), "genes")
+        bootstrap.score(name, statistic, of=of, note=note, split=how)
         for name, statistic in zip(names, statistics, strict=True)
     ]
     return [*scores, coverage]
@@ -172,12 +171,12 @@ def set_auroc(
     found, of_all = sum(map(len, members.values())), sum(map(len, sets.values()))
     note = f"{len(scored)} of {len(sets)} sets have {FEWEST_GENES} seen genes; {found} of "
     note += f"{of_all} members are seen"
-    bootstrap = Bootstrap(len(scored), seed=seed)
+    bootstrap = Bootstrap(len(scored), seed=seed, units="gene sets")
     columns = {"": aurocs[:, 0], "_expression": aurocs[:, 1], "_random": aurocs[:, 2]}
     columns["_gain"] = aurocs[:, 0] - aurocs[:, 1]
     how = f"{FOLDS} folds of each set's genes, seed {seed}"
     scores = [
-        _drawn(bootstrap.mean(f"gene_set_auroc{x}", v, of=of, note=note, split=how), "gene sets")
+        bootstrap.mean(f"gene_set_auroc{x}", v, of=of, note=note, split=how)
         for x, v in columns.items()
     ]
     share = found / of_all if of_all else None
@@ -239,8 +238,3 @@ def _directions(x_VxD: np.ndarray) -> np.ndarray:
     x_VxD = x_VxD - x_VxD.mean(0)
     length_V = np.linalg.norm(x_VxD, axis=1, keepdims=True)
     return np.divide(x_VxD, length_V, out=np.zeros_like(x_VxD), where=length_V > 0)
-
-
-def _drawn(score: Score, units: str) -> Score:
-    """The same score, its interval named after what was drawn."""
-    return score if score.low is None else dataclasses.replace(score, interval=units)

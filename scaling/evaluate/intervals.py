@@ -11,6 +11,7 @@ DRAWS = 1_000
 LEVEL = 0.95
 FEWEST_DONORS = 5  # that are drawn; of fewer, resamples hardly differ in more than one
 LARGEST = 8_000_000  # weights held at a time
+ROUNDING = 1e-9  # of a float64 score, relative
 
 
 class NotScoredError(ValueError):
@@ -61,13 +62,16 @@ class Bootstrap:
       n: cells.
       donors: one name per cell, "" where unknown, or None; used where every cell has one.
       seed: of the resamples.
+      units: what is drawn where no donors are, as "genes".
     """
 
-    def __init__(self, n: int, donors: np.ndarray | None = None, *, seed: int = 0):
+    def __init__(
+        self, n: int, donors: np.ndarray | None = None, *, seed: int = 0, units: str = "cells"
+    ):
         if donors is not None and np.shape(donors) != (n,):
             raise ValueError(f"donors of shape {np.shape(donors)} for {n} cells: give one per cell")
         self.n, self._seed, self._unit_N = n, seed, np.arange(n)
-        self.interval = "cells"
+        self.interval = self._units = units
         if donors is not None and (np.asarray(donors, str) != "").all():
             names, unit_N = np.unique(np.asarray(donors, str), return_inverse=True)
             if len(names) >= FEWEST_DONORS:
@@ -96,8 +100,9 @@ class Bootstrap:
           of: other fields of the Score.
 
         Returns:
-          The value with every cell counted once. Without an interval where fewer than 95 % of the
-          resamples have a value; of value None where all cells together have none.
+          The value with every cell counted once; None where all cells together have none. Without
+          an interval, and with a note of why, where fewer than 95 % of the resamples have a value,
+          or where the value lies outside what they give.
         """
         if not self.n or not np.isfinite(statistic(np.ones((1, self.n)))[0]):
             return Score(name, None, **({"n": self.n, "note": "no cell counts"} | of))
@@ -114,10 +119,14 @@ class Bootstrap:
         value, draws = float(values_S[0]), values_S[1:][np.isfinite(values_S[1:])]
         if not np.isfinite(value):
             return Score(name, None, **of)
-        if len(draws) < LEVEL * DRAWS:
-            return Score(name, value, **of)
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-        return Score(name, value, low, high, **({"interval": self.interval} | of))
+        why = f"too few {self._units} for an interval"
+        if len(draws) >= LEVEL * DRAWS:
+            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+            slack = ROUNDING * max(abs(low), abs(high))
+            if low - slack <= value <= high + slack:
+                return Score(name, value, low, high, **({"interval": self.interval} | of))
+            why = f"no interval: what repeats in a resample moves it, to {low:.4g} to {high:.4g}"
+        return Score(name, value, **of | {"note": joined(of.get("note"), why)})
 
     def _resamples(self):
         """How often each cell counts, float64 [S, N], a share of all resamples at a time."""
@@ -132,6 +141,11 @@ class Bootstrap:
         share = np.full(units, 1 / units)
         drawn = [rng.multinomial(units, share).astype(np.uint8) for _ in range(DRAWS)]
         return np.stack(drawn)
+
+
+def joined(*notes: str | None) -> str:
+    """The notes that say something, as one."""
+    return "; ".join(filter(None, notes))
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

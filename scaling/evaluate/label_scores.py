@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import sparse
 
-from scaling.evaluate.intervals import Bootstrap, Score, ratio
+from scaling.evaluate.intervals import Bootstrap, Score, joined, ratio
 
 RARE = 0.01  # of all labelled cells
 BINS = 15  # of confidence, equally wide
@@ -200,11 +200,9 @@ class _Table:
 
     def add(self, name: str, value_S: np.ndarray, n: int, of: str = "", note: str = "") -> None:
         """A score from its value over all cells and over each resample's."""
-        told = {"n": n, "of": str(of), "split": self._split}
+        told = {"n": n, "of": str(of), "split": self._split, "note": note}
         score = self._bootstrap.of_values(self._prefix + name, value_S, **told)
-        few = "" if score.interval or score.value is None else "too few cells for an interval"
-        note = "; ".join(filter(None, [note, few, self._note]))
-        self.scores.append(dataclasses.replace(score, note=note))
+        self.scores.append(dataclasses.replace(score, note=joined(score.note, self._note)))
 
     def nothing(self, name: str, note: str) -> None:
         self.add(name, np.full(1, np.nan), 0, note=note)

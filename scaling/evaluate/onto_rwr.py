@@ -120,7 +120,7 @@ def graph_agreement(
     donors, batches = (v if v is None else np.asarray(v, str)[kept] for v in (donors, batches))
     bootstrap = Bootstrap(len(x_NxD), donors, seed=seed)
     scores = _both(bootstrap, [_trimmed(x_NxD, type_N)], terms, ontology, of="", notes=notes)
-    scores += _chance(x_NxD, type_N, terms, ontology, scores, seed)
+    scores += _chance(x_NxD, type_N, terms, ontology, scores, notes, seed)
     if batches is not None:
         names, sizes = np.unique(batches[batches != ""], return_counts=True)
         large = names[sizes >= FEWEST_IN_BATCH]
@@ -156,7 +156,7 @@ def _both(bootstrap, groups, terms, ontology, *, of, notes) -> list[Score]:
     return scores
 
 
-def _chance(x_NxD, type_N, terms, ontology, scores, seed) -> list[Score]:
+def _chance(x_NxD, type_N, terms, ontology, scores, notes, seed) -> list[Score]:
     """The pooled scores with cells' types shuffled; None where those are."""
     if any(score.value is None for score in scores):
         return [dataclasses.replace(score, of="shuffled labels", value=None) for score in scores]
@@ -169,7 +169,7 @@ def _chance(x_NxD, type_N, terms, ontology, scores, seed) -> list[Score]:
     apart_SxTxT = np.concatenate(apart)
     values = [_agreement(apart_SxTxT, reference_TxT, others_TxT, r).mean() for r in RANKED.values()]
     return [
-        Score(score.name, float(value), n=score.n, of="shuffled labels", note=score.note)
+        Score(score.name, float(value), n=score.n, of="shuffled labels", note="; ".join(notes))
         for score, value in zip(scores, values, strict=True)
     ]
 

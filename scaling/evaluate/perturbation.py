@@ -4,8 +4,8 @@ import numpy as np
 from scipy import sparse
 
 from scaling.evaluate.change_regressions import cell_components, ridge
-from scaling.evaluate.changes import REFERENCE, HeldOut, joined, nothing_scored, score_changes
-from scaling.evaluate.intervals import NotScoredError, Score
+from scaling.evaluate.changes import REFERENCE, HeldOut, nothing_scored, score_changes
+from scaling.evaluate.intervals import NotScoredError, Score, joined
 
 FEWEST_CELLS = 20  # of a type in each condition, of a perturbation, of its control
 FEWEST_UNITS = 4  # one held out, and three that the regressions need

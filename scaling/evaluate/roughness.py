@@ -5,7 +5,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from scaling.evaluate import cell_types
-from scaling.evaluate.intervals import FEWEST_DONORS, Score
+from scaling.evaluate.intervals import FEWEST_DONORS, Score, joined
 
 MOST = 2_000  # cells clustered: distances and linkage grow with the square
 STEP = 0.01  # between thresholds, of the largest possible distance
@@ -71,11 +71,11 @@ def roughness(
     if why or not np.ptp(x_NxD, axis=0).any():
         why = why or "all cells have the same embedding"
         return [
-            Score(name, None, n=rows.size, of=of, note="; ".join(filter(None, [why, note])))
+            Score(name, None, n=rows.size, of=of, note=joined(why, note))
             for of in ("", "shuffled labels")
             for name in NAMES
         ]
-    note = "; ".join(filter(None, [f"{names.size} labels", note]))
+    note = joined(f"{names.size} labels", note)
     apart_NxN = squareform(pdist(x_NxD))
     (values,) = _areas(x_NxD, apart_NxN, [code_N], names.size)
     halves, share, interval = _halves(None if donors is None else donors[rows], rows.size, rng)

@@ -173,7 +173,8 @@ class Split:
             return cls(np.array([], int), np.array([], int), "", str(reason))
         types = len(set(data.labels[fit]))
         reason = ""
-        if types < 2 or len(fit) < cell_types.NEIGHBOURS or not len(test):
+        many = 2 * types > len(fit)  # as if cells were labelled by their names
+        if types < 2 or many or len(fit) < cell_types.NEIGHBOURS or not len(test):
             reason = f"{len(fit)} cells of {types} types to fit on, {len(test)} to test on"
         return cls(fit, test, how, reason)
 

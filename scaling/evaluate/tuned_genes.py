@@ -169,7 +169,8 @@ def scores(found: GenePredictions, seed: int = 0) -> list[Score]:
     if len(found.classes) != 2:
         note = f"{len(found.classes)} classes, and AUROC is of two; {found.note}"
         return [Score(name, None, split=found.split, note=note) for name in names]
-    draw, genes = Bootstrap(len(found.genes), seed=seed), len(found.genes)
+    genes = len(found.genes)
+    draw = Bootstrap(genes, seed=seed, units="genes")
     margins = [of_gene[:, 1] - of_gene[:, 0] for of_gene in found.logits]
     means = (found.mean_logits[:, 1] - found.mean_logits[:, 0])[:, None]
     rows = []
