@@ -4,10 +4,9 @@ python -m experiments.finetune --config=... --workdir=DIR --checkpoint=RUN [--co
 """
 
 import dataclasses
-import json
 import pathlib
-import sys
 
+import pandas as pd
 from absl import flags
 
 from experiments.launch import launch
@@ -22,7 +21,7 @@ CORPUS = flags.DEFINE_string("corpus", None, "a built corpus; by default that of
 
 
 def main(settings: Settings, workdir: pathlib.Path) -> str:
-    """Fine-tunes into workdir/finetune, on cells in the run's vocabulary; JSON lines."""
+    """Fine-tunes into workdir/finetune, on cells in the run's vocabulary; the main scores."""
     asked = finetune.FinetuneSettings.from_config(flags.FLAGS.config.to_dict())
     run = pathlib.Path(CHECKPOINT.value)
     words = settings.data.vocabulary or str(finetune.vocabulary_of(run))
@@ -30,12 +29,17 @@ def main(settings: Settings, workdir: pathlib.Path) -> str:
     settings = dataclasses.replace(settings, data=data)
     corpus = prepare.corpus_of(settings, workdir, CORPUS.value)
     rows = finetune.finetune(asked, run, corpus, workdir / "finetune")
-    whole = [row for row in rows if row["of"] == "" and row["value"] is not None][:2]
-    told = "; ".join(f"{row['score']} {row['value']:.3f}" for row in whole)
+    table = pd.DataFrame(rows)
+    whole = table[(table["of"] == "") & table["value"].notna()]
+    shown = whole[["score", "value", "low", "high", "n"]]
+    told = whole["note"].iloc[:1].tolist()  # of all test cells: which the run was pretrained on
     reason = finetune.not_kept(asked, run)
     kept = f"no classifier is kept ({reason})" if reason else "the classifier is there too"
-    print(f"{told}; scores and predictions: {workdir / 'finetune'}; {kept}", file=sys.stderr)
-    return "\n".join(json.dumps(row) for row in rows)
+    return "\n\n".join([
+        shown.to_string(index=False, na_rep="", float_format="{:.3f}".format),
+        *filter(None, told),
+        f"All scores, with notes, and predictions: {workdir / 'finetune'}; {kept}",
+    ])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A checkpoint, a corpus -> the scores of its held-out cells beside the baselines', one folder."""
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -18,6 +19,8 @@ HEADLINE = (
     "macro_f1", "avg_bio", "average_batch_score", "ilisi", "kbet", "graph_connectivity",
     "pearson", "r2",
 )  # fmt: skip
+TABLE = "scores.jsonl"
+QUESTION = "model", "task", "dataset"
 
 
 def asking_for(
@@ -40,13 +43,18 @@ def evaluate(
     Args:
       settings: of the run; `settings.evaluate` says what is scored.
       checkpoint: RUN, or RUN/checkpoints/STEP.
-      workdir: gets scores/: scores.jsonl, scores.csv, pictures.
+      workdir: gets scores/: scores.jsonl, scores.csv, pictures. Rows that are there already, of
+        the same checkpoint, stay where this evaluation has none of their model, task and data set.
       built: folder of a corpus; None opens or builds that of the config.
 
     Returns:
-      The headline scores as a table of text, and where the rest is.
+      The headline scores as a table of text, what has none and why, and where the rest is.
+
+    Raises:
+      ValueError: the folder has the scores of another checkpoint.
     """
     folder, _ = loop.run_and_step(checkpoint)  # refuses what it can before a corpus is built
+    before = _rows_before(workdir / "scores" / TABLE, checkpoint)
     corpus = prepare.corpus_of(settings, workdir, built)
     held_out = all_held_out(corpus, settings.evaluate)
     out = workdir / "scores"
@@ -68,11 +76,28 @@ def evaluate(
         "packages": provenance.packages(),
     }
     scored = [{"model": name, **row, **made} for name, of in found.items() for row in of]
-    scoring.write_lines(out / "scores.jsonl", scored)
-    table = pd.DataFrame(scored)
+    new = {tuple(row[field] for field in QUESTION) for row in scored}
+    kept = [row for row in before if tuple(row[field] for field in QUESTION) not in new]
+    scoring.write_lines(out / TABLE, [*kept, *scored])
+    table = pd.DataFrame([*kept, *scored])
     table.to_csv(out / "scores.csv", index=False)
     draw_noise(table, out)
-    return f"{headline(table)}\n\nAll scores, with intervals, and pictures: {out}"
+    parts = [headline(pd.DataFrame(scored)), not_scored(pd.DataFrame(scored))]
+    if silent := sorted(set(settings.evaluate.baselines) - set(found)):
+        parts.append(f"no score of these tasks: {', '.join(silent)}")
+    parts.append(f"All scores, with intervals, and pictures: {out}")
+    return "\n\n".join(filter(None, parts))
+
+
+def _rows_before(path: pathlib.Path, checkpoint: pathlib.Path) -> list[dict]:
+    """Rows of an earlier evaluation of the checkpoint."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if others := sorted({row["checkpoint"] for row in rows} - {str(checkpoint)}):
+        raise ValueError(
+            f"{path} has the scores of {', '.join(others)}; give another --workdir, and "
+            f"--corpus={path.parents[1] / 'corpus'} where that is the corpus"
+        )
+    return rows
 
 
 def draw_noise(table: pd.DataFrame, out: pathlib.Path) -> None:
@@ -86,21 +111,38 @@ def draw_noise(table: pd.DataFrame, out: pathlib.Path) -> None:
                 found.setdefault(row.model, []).append(score)
             if found:
                 shown = dict(list(found.items())[: len(noise.COLOURS)])
-                noise.draw(shown, out / f"noise-{kind}-{dataset}.png", title=dataset)
+                picture = out / f"noise-{kind}-{dataset}.png"
+                noise.draw(shown, picture, title=f"{dataset}, {what}")
 
 
 def headline(table: pd.DataFrame) -> str:
     """Models x main scores of each data set, with 95 % intervals, as text."""
-    whole = table[(table["of"] == "") & table["score"].isin(HEADLINE) & table["value"].notna()]
-    whole = whole[whole["positions"].isna() | (whole["positions"] == "mask")]
-    whole = whole[whole["read_from"].isna() | (whole["read_from"] == "P")]
+    rows = table[table["value"].notna() & table["score"].isin(HEADLINE)]
+    rows = rows[rows["positions"].isna() | (rows["positions"] == "mask")]
+    read = rows["read_from"].notna()
+    rows = rows.assign(column=rows["score"] + (" from " + rows["read_from"]).where(read, ""))
+    changed = (rows["task"] == "noise") & (rows["score"] == "accuracy")
+    rows.loc[changed, "column"] = rows["of"]  # the accuracy with 20 % of cells noised
+    rows = rows[(rows["of"] == "") | changed & ~rows["of"].str.contains(",")]
+    texts = [_with_interval(*row) for row in rows[["value", "low", "high"]].itertuples(index=False)]
     parts = []
-    for (task, dataset), rows in whole.groupby(["task", "dataset"], sort=False):
-        cells = rows.assign(text=[_with_interval(*row) for row in rows[["value", "low", "high"]]
-                                  .itertuples(index=False)])  # fmt: skip
-        wide = cells.pivot_table("text", "model", "score", aggfunc="first", sort=False)
-        parts.append(f"{task}, {dataset}\n{wide.fillna('').to_string()}")
+    for (task, dataset), of_set in rows.assign(text=texts).groupby(["task", "dataset"], sort=False):
+        wide = of_set.pivot_table("text", "model", "column", aggfunc="first", sort=False)
+        wide = wide.fillna("").rename_axis(None).rename_axis(None, axis=1)
+        parts.append(f"{task}, {dataset}\n{wide.to_string()}")
     return "\n\n".join(parts)
+
+
+def not_scored(table: pd.DataFrame) -> str:
+    """A line for each task and data set that models have no score of, with the first reason."""
+    told = {}
+    for of, rows in table.groupby(["task", "dataset", "model"], sort=False):
+        if rows["value"].isna().all():
+            told.setdefault((*of[:2], rows["note"].iloc[0]), []).append(of[2])
+    return "\n".join(
+        f"no score: {task}, {dataset}: {', '.join(models)}: {note}"
+        for (task, dataset, note), models in told.items()
+    )
 
 
 def _with_interval(value: float, low: float, high: float) -> str:

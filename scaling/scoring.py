@@ -51,7 +51,8 @@ def evaluate_run(
         if trained != (found := data.corpus.vocabulary.hash):
             raise ValueError(
                 f"{folder} was trained with vocabulary {trained}, {data.corpus.folder} has "
-                f"{found}; build the corpus with data.vocabulary={folder}/vocabulary.json"
+                f"{found}; build a corpus in the run's, in another folder: give another --workdir "
+                f"and --config.data.vocabulary={folder}/vocabulary.json"
             )
     corpus = held_out[0].corpus
     params = loop.load_params(folder, run.model, len(corpus.vocabulary), at)

@@ -15,6 +15,13 @@ def test_rows_by_size_and_columns_in_their_order():
     assert counts.tolist() == [[4, 0, 0, 1, 0], [0, 1, 2, 0, 0], [0, 0, 1, 0, 1]]
 
 
+def test_types_of_one_size_stand_by_name_whatever_is_predicted():
+    true = np.array(["b", "a", "c", "c"])
+    for named in (["b", "b", "b", "c"], ["a", "a", "c", "c"]):
+        rows, columns, _ = confusion._table(true, np.array(named))
+        assert rows == columns == ["c", "a", "b"]
+
+
 @pytest.mark.parametrize("classes", [1, 13, 90])
 def test_a_picture_grows_with_the_classes(tmp_path, classes):
     rng = np.random.default_rng(0)

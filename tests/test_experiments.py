@@ -44,7 +44,8 @@ def test_evaluate_writes_one_row_a_score_beside_baselines(workdir):
     [step] = (workdir / "run" / "checkpoints").glob("[0-9]*")
     arguments = f"--workdir={workdir}", f"--checkpoint={step}", "--tasks=masked_genes,noise"
     printed = call("evaluate", SMOKE, *arguments, "--baselines=pca,majority").stdout
-    assert "untrained" in printed and "accuracy" in printed
+    assert "untrained" in printed and "accuracy from Q" in printed
+    assert "80 % of cells noised" in printed and "no score of these tasks: majority" in printed
     lines = (workdir / "scores" / "scores.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     tasks = {(row["model"], row["task"]) for row in rows}
@@ -55,6 +56,14 @@ def test_evaluate_writes_one_row_a_score_beside_baselines(workdir):
     assert {row["checkpoint"] for row in rows} == {str(step)}
     pictures = {path.name for path in (workdir / "scores").glob("*.png")}
     assert pictures == {"noise-noised-simulated.png", "noise-thinned-simulated.png"}
+    again = call("evaluate", SMOKE, *arguments[:2], "--tasks=masked_genes", "--baselines=").stdout
+    assert "noised" not in again
+    lines = (workdir / "scores" / "scores.jsonl").read_text().splitlines()
+    noise = [row for row in rows if row["task"] == "noise"]
+    assert len(lines) == len(rows) and [json.loads(line) for line in lines][: len(noise)] == noise
+    other = f"--checkpoint={workdir / 'run'}", "--tasks=masked_genes"
+    said = call("evaluate", SMOKE, arguments[0], *other, status=2).stderr
+    assert f"has the scores of {step}; give another --workdir" in said
     wrong = call("evaluate", SMOKE, *arguments[:2], "--tasks=masked_gene", status=2).stderr
     assert "evaluate.tasks has ['masked_gene']; there are" in wrong
 

@@ -134,6 +134,7 @@ def test_perfect_predictions():
     # One cell: absent from a third of the resamples, so it has no interval.
     assert found["recall", "c"].n == 1 and found["recall", "c"].low is None
     assert found["recall", "b"].n == 30 and found["recall", "b"].interval == "cells"
+    assert "1 of few cells (c) miss in resamples" in found["macro_f1"].note
 
 
 def test_a_single_class():

@@ -77,6 +77,6 @@ def _table(true_N: np.ndarray, predicted_N: np.ndarray) -> tuple[list, list, np.
     pairs = np.searchsorted(classes, true_N), np.searchsorted(classes, predicted_N)
     np.add.at(counts_CxC, pairs, 1)
     cells, given = counts_CxC.sum(1), counts_CxC.sum(0)
-    order = np.lexsort((classes, -given, -cells))
+    order = np.lexsort((classes, np.where(cells > 0, 0, -given), -cells))
     rows = order[cells[order] > 0]
     return classes[rows].tolist(), classes[order].tolist(), counts_CxC[np.ix_(rows, order)]

@@ -152,7 +152,8 @@ def gene_classes(
         raise ValueError(
             f"{path}: {len(known)} of its {len(found)} genes, in columns {list(classes)}, have a "
             f"token in {corpus.folder}; give one column of gene ids (as "
-            f"{vocabulary.genes[0]}) for each of two classes or more"
+            f"{vocabulary.genes[0]}) for each of two classes or more; where one has symbols and "
+            "the other Ensembl ids, pretrain with data.gene_names"
         )
     note.append(f"{len(found) - len(known)} of {len(found)} genes have no token")
     numbers = np.array([found[gene] for gene in known], np.int64)
