@@ -134,14 +134,17 @@ def headline(table: pd.DataFrame) -> str:
 
 
 def not_scored(table: pd.DataFrame) -> str:
-    """A line for each task and data set that models have no score of, with the first reason."""
-    told = {}
-    for of, rows in table.groupby(["task", "dataset", "model"], sort=False):
+    """A line for each data set and reason: tasks and the models that have no score of them."""
+    models: dict[tuple, list[str]] = {}
+    for (task, dataset, model), rows in table.groupby(["task", "dataset", "model"], sort=False):
         if rows["value"].isna().all():
-            told.setdefault((*of[:2], rows["note"].iloc[0]), []).append(of[2])
+            models.setdefault((dataset, rows["note"].iloc[0], task), []).append(model)
+    tasks: dict[tuple, list[str]] = {}
+    for (dataset, note, task), of in models.items():
+        tasks.setdefault((dataset, ", ".join(of), note), []).append(task)
     return "\n".join(
-        f"no score: {task}, {dataset}: {', '.join(models)}: {note}"
-        for (task, dataset, note), models in told.items()
+        f"no score: {dataset}, {', '.join(of)}, of {named}: {note}"
+        for (dataset, named, note), of in tasks.items()
     )
 
 

@@ -35,5 +35,11 @@ def test_the_headline_says_what_was_read_and_what_was_noised():
 
 
 def test_what_has_no_score_is_told_once_with_its_reason():
-    assert not_scored(table()) == "no score: noise, blood: harmony: it is fitted"
+    assert not_scored(table()) == "no score: blood, noise, of harmony: it is fitted"
+    twice = table().assign(task="embedded"), table()[6:8].assign(model="scvi")
+    both = pd.concat([table(), *twice])
+    assert not_scored(both).splitlines() == [
+        "no score: blood, noise, of harmony, scvi: it is fitted",
+        "no score: blood, embedded, of harmony: it is fitted",
+    ]
     assert not_scored(table()[:4]) == ""
