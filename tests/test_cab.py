@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.cab import blocked, cab_loss, masked_lm_loss, slotwise
+from kernels.cab import blocked, cab_loss, masked_lm_loss, passes, slotwise
 
 KINDS = [(v, s) for v in ("recalibrated", "plain") for s in ("cosine", "dot", "none")]
 FLOOR = 1e-18  # of the logarithm and of the sum that normalises Q
@@ -135,6 +135,31 @@ def test_any_number_of_parts_gives_the_same(parts):
 def test_slots_at_once_are_an_eighth_and_few_where_there_are_many_cells():
     assert [slotwise.at_once(1, M) for M in (1, 8, 9, 384)] == [1, 1, 2, 48]
     assert [slotwise.at_once(B, 1_000) for B in (1, 4, 12, 500)] == [125, 48, 16, 16]
+
+
+@pytest.mark.parametrize("filled", [0, 1, 5, 6, 37])
+def test_slots_behind_the_last_filled_part_are_not_read(filled):
+    hidden, embedding, bias, labels, known = draw(**{**ONE, "M": 37})
+    labels[:, filled:] = -1
+    labels[0, :filled] = known[0].argmin()
+    first_unread = -(-filled // 5) * 5  # of 37 slots 5 at a time
+    hidden[:, first_unread:] = 0.0
+    zeroed = [hidden.copy(), embedding, bias, labels, known]
+    wanted = run(zeroed, "recalibrated", "cosine", implementation="reference")
+    hidden[:, first_unread:] = np.nan
+    kind = passes.Cut(blocked, "recalibrated", "cosine", None)
+
+    def loss(*arrays):
+        cross_entropy, alike, *_ = slotwise.cab(kind, *arrays, labels, known)
+        return cross_entropy + 0.7 * alike, (cross_entropy, alike)
+
+    with jax.enable_x64(True):
+        (_, sums), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+            hidden, embedding, bias
+        )
+    np.testing.assert_allclose(sums, (wanted[0].cross_entropy, wanted[0].similarity), 1e-12)
+    for grad, want in zip(grads, wanted[1], strict=True):
+        np.testing.assert_allclose(grad, want, 1e-12, 1e-12)
 
 
 def assert_same_as_reference(arrays, kind, **cut):

@@ -4,7 +4,8 @@ What a slot needs of the others is what blocks it and what it is compared with: 
 summed up over the slots before it, and on the way back two more over the slots behind it. So one
 walk over the slots computes the loss, and one back the gradient, each with one product of states
 and embedding. Inside, arrays are K x B x V, K at most an eighth of the slots; the two sums are kept
-at each K-th slot. Formulas and names are those of `passes`.
+at each K-th slot. Empty slots behind the last filled one of all cells are not walked over, but for
+the rest of K. Formulas and names are those of `passes`.
 """
 
 import functools
@@ -45,6 +46,7 @@ def cab(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV):
 def _forward(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV):
     arrays = hidden_BxMxD, embedding_VxD, bias_V, labels_BxM
     genes_V, slots = _genes(cut, bias_V), _cut_slots(hidden_BxMxD, labels_BxM)
+    filled = _filled(slots[1])
     axes = axes_of(*arrays, known_BxV)
     dtype = jnp.promote_types(hidden_BxMxD.dtype, jnp.float32)
     unknown = vary((~known_BxV).astype(dtype), axes)
@@ -80,18 +82,18 @@ def _forward(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_Bx
         return _Before(blocked, before.rows_BxV + row), (rows, cross_entropy, alike, top_q)
 
     start = _Before(unknown, jnp.zeros_like(unknown) if wanted else None)
-    _, (before, found) = jax.lax.scan(part, start, slots)
+    _, (before, found) = _walk(part, start, slots, filled)
     rows, cross_entropy, alike, top_q = found
 
     def whole(of_slots):
         return of_slots.reshape(-1, of_slots.shape[-1])[: labels_BxM.shape[1]].T
 
     outputs = cross_entropy.sum(), alike.sum(), whole(rows.top), whole(top_q)
-    return outputs, (arrays, known_BxV, rows, before)
+    return outputs, (arrays, rows, before, filled)
 
 
 def _backward(cut: Cut, saved, cotangents):
-    arrays, known_BxV, rows, before = saved
+    arrays, rows, before, filled = saved
     hidden_BxMxD, embedding_VxD, bias_V, labels_BxM = arrays
     genes_V, (hidden_SxKxBxD, _) = _genes(cut, bias_V), _cut_slots(hidden_BxMxD, labels_BxM)
     rows = passes.with_cotangents(rows, *cotangents[:2])
@@ -149,8 +151,8 @@ def _backward(cut: Cut, saved, cotangents):
     of_genes = jnp.zeros((embedding_VxD.shape[1], len(bias_V)), zero.dtype), jnp.zeros_like(zero[0])
     behind = _Behind(None if before.rows_BxV is None else zero, zero)
     start = jax.tree.map(lambda a: vary(a, like), (behind, *of_genes))
-    (_, d_embedding_DxV, d_bias_V), d_hidden = jax.lax.scan(
-        part, start, (before, hidden_SxKxBxD, rows), reverse=True
+    (_, d_embedding_DxV, d_bias_V), d_hidden = _walk(
+        part, start, (before, hidden_SxKxBxD, rows), filled, reverse=True
     )
     d_hidden_MxBxD = d_hidden.reshape(-1, *d_hidden.shape[2:])[: hidden_BxMxD.shape[1]]
     grads = jnp.swapaxes(d_hidden_MxBxD, 0, 1), d_embedding_DxV.T, d_bias_V
@@ -174,6 +176,30 @@ def _cut_slots(hidden_BxMxD, labels_BxM):
     hidden = jnp.pad(jnp.swapaxes(hidden_BxMxD, 0, 1), (fill, (0, 0), (0, 0)))
     labels = jnp.pad(labels_BxM.T, (fill, (0, 0)), constant_values=-1)
     return hidden.reshape(parts, count, cells, -1), labels.reshape(parts, count, cells)
+
+
+def _filled(labels_SxKxB):
+    """How many of the parts hold all filled slots; the same number on every device."""
+    parts = jnp.arange(1, len(labels_SxKxB) + 1)
+    last = jnp.where((labels_SxKxB >= 0).any((1, 2)), parts, 0).max()
+    axes = tuple(axes_of(last))
+    return jax.lax.pmax(last, axes) if axes else last
+
+
+def _walk(part, start, parts, filled, reverse=False):
+    """`jax.lax.scan` over the first `filled` of the parts; what it gives of the others is zero."""
+
+    def step(turn, state):
+        carry, found = state
+        at = filled - 1 - turn if reverse else turn
+        of_part = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, at, keepdims=False), parts)
+        carry, new = part(carry, of_part)
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=at, axis=0)
+        return carry, jax.tree.map(put, found, new)
+
+    like = jax.eval_shape(lambda: jax.lax.scan(part, start, parts)[1])
+    zeros = jax.tree.map(lambda a: vary(jnp.zeros(a.shape, a.dtype), axes_of(a)), like)
+    return jax.lax.fori_loop(0, filled, step, (start, zeros))
 
 
 def _genes(cut: Cut, bias_V):
