@@ -83,6 +83,20 @@ def test_classes_are_learned_and_shuffled_ones_are_not(tiny_corpus):
     assert chance.low < 0.5 < chance.high and chance.high < accuracy.value
 
 
+def test_floor_beside_a_tuned_classifier_is_the_commonest_class_of_its_training_cells():
+    true, taught = np.array(["b", "b", "a", "c"]), np.array(["a", "b", "a", "c"])
+    shares = np.full((4, 3), 1 / 3)
+    found = tuned_cells.Predictions(
+        np.arange(4).astype(str), true, true, shares, ("a", "b", "c"), np.full(4, ""), "by cell",
+        "a note", [], taught, {},
+    )
+    rows = {score.name: score for score in tuned_cells.scores(found) if score.of == ""}
+    assert rows["accuracy"].value == 1.0
+    floor = rows["majority_accuracy"], rows["majority_macro_f1"]
+    assert [score.value for score in floor] == [0.25, pytest.approx(0.4 / 3)]
+    assert all(score.split == "by cell" and "a note" in score.note for score in floor)
+
+
 @pytest.mark.parametrize("split", ["donor", "cell"])
 def test_sides_share_no_cell_and_by_donor_no_donor(tiny_corpus, untaught, split):
     found = tuned(tiny_corpus, dataclasses.replace(SHORT, split=split))

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from sklearn.dummy import DummyClassifier
 
 from scaling.corpus import subsets
 from scaling.corpus.shards import Corpus
@@ -105,12 +106,24 @@ def finetune_cells(
 
 
 def scores(found: Predictions, seed: int = 0) -> list[Score]:
-    """All scores of a classification, see `label_scores.score_labels`."""
+    """All scores of a classification, see `label_scores.score_labels`.
+
+    majority_accuracy and majority_macro_f1 are those of their floor, the commonest class of the
+    training cells.
+    """
+    taught = found.train_labels
+    told = {"train_labels": taught, "donors": found.donors, "split": found.split, "seed": seed}
     predicted = label_scores.Predictions(
         found.predicted, np.array(found.classes), found.probabilities, found.note
     )
-    told = {"train_labels": found.train_labels, "donors": found.donors, "split": found.split}
-    return label_scores.score_labels(found.true, predicted, seed=seed, **told)
+    commonest = DummyClassifier().fit(taught, taught).predict(found.true)
+    floor = label_scores.Predictions(commonest, note=found.note)
+    of_floor = label_scores.score_labels(found.true, floor, prefix="majority_", **told)
+    shown = {"majority_accuracy", "majority_macro_f1"}
+    return [
+        *label_scores.score_labels(found.true, predicted, **told),
+        *(score for score in of_floor if score.name in shown),
+    ]
 
 
 def some(obs: pd.DataFrame, settings: FinetuneSettings) -> pd.DataFrame:
