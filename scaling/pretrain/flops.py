@@ -51,7 +51,8 @@ def of_cell(model: ModelSettings, length: int, slots: int, vocabulary: int) -> F
 
     What hardware adds (Korthikanti et al. 2022, arXiv 2205.05198): the backward pass computes
     scores of attention and logits again, and `model.remat` every layer. CAB adds nothing on CPU and
-    GPU; what its kernels compute again, the logits twice more and a Gram matrix, is not counted.
+    GPU, and there leaves out most empty slots, which are counted; what its kernels compute again,
+    the logits twice more and a Gram matrix, is not counted.
 
     Args:
       model: sizes of the encoder.
