@@ -1,11 +1,11 @@
 """Some slots at a time over the whole vocabulary: the CAB loss and its gradient in plain XLA.
 
-What a slot needs of the others is what blocks it and what it is compared with: two arrays B x V,
-summed up over the slots before it, and on the way back two more over the slots behind it. So one
-walk over the slots computes the loss, and one back the gradient, each with one product of states
-and embedding. Inside, arrays are K x B x V, K at most an eighth of the slots; the two sums are kept
-at each K-th slot. Empty slots behind the last filled one of all cells are not walked over, but for
-the rest of K. Formulas and names are those of `passes`.
+What a slot needs of the others is what blocks it and what it is compared with: arrays B x V, made
+of the slots before it, and on the way back of those behind it and of all. So one walk over the
+slots computes the loss, and one back the gradient, each with one product of states and embedding.
+Inside, arrays are K x B x V, K at most an eighth of the slots; what blocks is kept at each K-th
+slot. Empty slots behind the last filled one of all cells are not walked over, but for the rest of
+K. Formulas and names are those of `passes`.
 """
 
 import functools
@@ -30,13 +30,6 @@ class _Before(NamedTuple):
     rows_BxV: jax.Array | None
 
 
-class _Behind(NamedTuple):
-    """Sums over the slots behind one: of the scaled q, and of w."""
-
-    rows_BxV: jax.Array | None
-    w_BxV: jax.Array
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def cab(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_BxV):
     """See `api.cab_loss`. Returns (cross entropy, pairs, top P, top Q)."""
@@ -55,12 +48,15 @@ def _forward(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_Bx
     def part(before: _Before, slots):
         hidden_KxBxD, label_KxB = slots
         x_KxBxV = _logits(hidden_KxBxD, embedding_VxD, bias_V)
-        end, found = jax.lax.scan(slot, before, (x_KxBxV, label_KxB))
-        return end, (before, found)
+        peak_KxB, top_KxB = _first_highest(cut, x_KxBxV, genes_V)
+        end, found = jax.lax.scan(slot, before, (x_KxBxV, label_KxB, peak_KxB, top_KxB))
+        return end, (before.blocked_BxV, found)
 
     def slot(before: _Before, slot):
-        x, label = slot
-        softmax, powers = _softmax(cut, x, label, genes_V)
+        x, label, peak, top = slot
+        powers = jnp.exp(x - peak[:, None])
+        rest = _sum(cut, jnp.where(_is(top, genes_V), 0.0, powers))
+        softmax = Softmax(top, peak, rest, _over_vocabulary(cut, _at(label, x, genes_V)))
         rows = passes.rows_of(softmax, label)
         P = powers * rows.inverse[:, None]
         q = before.blocked_BxV * P
@@ -82,30 +78,30 @@ def _forward(cut: Cut, hidden_BxMxD, embedding_VxD, bias_V, labels_BxM, known_Bx
         return _Before(blocked, before.rows_BxV + row), (rows, cross_entropy, alike, top_q)
 
     start = _Before(unknown, jnp.zeros_like(unknown) if wanted else None)
-    _, (before, found) = _walk(part, start, slots, filled)
+    end, (blocked_SxBxV, found) = _walk(part, start, slots, filled)
     rows, cross_entropy, alike, top_q = found
 
     def whole(of_slots):
         return of_slots.reshape(-1, of_slots.shape[-1])[: labels_BxM.shape[1]].T
 
     outputs = cross_entropy.sum(), alike.sum(), whole(rows.top), whole(top_q)
-    return outputs, (arrays, rows, before, filled)
+    return outputs, (arrays, rows, blocked_SxBxV, end.rows_BxV, filled)
 
 
 def _backward(cut: Cut, saved, cotangents):
-    arrays, rows, before, filled = saved
+    arrays, rows, blocked_SxBxV, all_rows_BxV, filled = saved
     hidden_BxMxD, embedding_VxD, bias_V, labels_BxM = arrays
     genes_V, (hidden_SxKxBxD, _) = _genes(cut, bias_V), _cut_slots(hidden_BxMxD, labels_BxM)
     rows = passes.with_cotangents(rows, *cotangents[:2])
 
     def part(carry, slots):
-        behind, d_embedding_DxV, d_bias_V = carry
-        before, hidden_KxBxD, rows = slots
+        w_BxV, d_embedding_DxV, d_bias_V = carry
+        blocked_BxV, hidden_KxBxD, rows = slots
         x_KxBxV = _logits(hidden_KxBxD, embedding_VxD, bias_V)
         P_KxBxV = jnp.exp(x_KxBxV - rows.peak[..., None]) * rows.inverse[..., None]
-        _, (q_KxBxV, before_KxBxV) = jax.lax.scan(forwards, before, (P_KxBxV, rows))
-        walk = P_KxBxV, q_KxBxV, before_KxBxV, rows
-        behind, d_logits = jax.lax.scan(backwards, behind, walk, reverse=True)
+        _, q_KxBxV = jax.lax.scan(forwards, blocked_BxV, (P_KxBxV, rows))
+        walk = P_KxBxV, q_KxBxV, rows
+        w_BxV, d_logits = jax.lax.scan(backwards, w_BxV, walk, reverse=True)
         low = d_logits.astype(hidden_KxBxD.dtype)
         accumulate = {"preferred_element_type": d_logits.dtype}
         d_hidden_KxBxD = jnp.einsum("kbv,vd->kbd", low, embedding_VxD, **accumulate)
@@ -115,44 +111,41 @@ def _backward(cut: Cut, saved, cotangents):
         ones_N = jnp.ones(len(rows_NxV), d_logits.dtype)  # a product, as in `_sum`
         precision = jax.lax.Precision.HIGHEST
         d_bias_V += jnp.einsum("nv,n->v", rows_NxV, ones_N, precision=precision)
-        return (behind, d_embedding_DxV, d_bias_V), d_hidden_KxBxD
+        return (w_BxV, d_embedding_DxV, d_bias_V), d_hidden_KxBxD
 
-    def forwards(before: _Before, slot):
+    def forwards(blocked, slot):
         P, row = slot
-        q, rows = before.blocked_BxV * P, before.rows_BxV
-        blocked = before.blocked_BxV * _left(P, row, genes_V)
-        return _Before(blocked, None if rows is None else rows + q * row.scale[:, None]), (q, rows)
+        return blocked * _left(P, row, genes_V), blocked * P
 
-    def backwards(behind: _Behind, slot):
-        P, q, rows_before, row = slot
+    def backwards(w_behind, slot):
+        P, q, row = slot
         is_label, is_top = _is(row.label, genes_V), _is(row.top, genes_V)
         w = jnp.where(is_label, row.at_label[:, None], q * row.beside[:, None])
-        sum_w, rows_behind = row.sum_w, behind.rows_BxV
-        if rows_before is not None:
-            mine, others = q * row.scale[:, None], rows_before + rows_behind
+        sum_w = row.sum_w
+        if all_rows_BxV is not None:
+            mine = q * row.scale[:, None]
+            others = all_rows_BxV - mine
             alike = _sum(cut, mine * others)
             toward = mine if cut.similarity == "cosine" else 1.0
             w += row.weight[:, None] * mine * (others - (row.along * alike)[:, None] * toward)
             sum_w += row.weight * jnp.where(row.along > 0, 0.0, alike)
-            rows_behind += mine
-        s = jnp.where(is_top, 0.0, P / (1.0 - jnp.where(is_top, 0.0, P)) * behind.w_BxV)
+        s = jnp.where(is_top, 0.0, P / (1.0 - jnp.where(is_top, 0.0, P)) * w_behind)
         elsewhere = _sum(cut, s)
-        at_top = _at(row.top, P, genes_V) / row.left * _at(row.top, behind.w_BxV, genes_V)
+        at_top = _at(row.top, P, genes_V) / row.left * _at(row.top, w_behind, genes_V)
         at_top = _over_vocabulary(cut, at_top)
-        through = jnp.where(is_top, behind.w_BxV, -at_top[:, None]) + (sum_w - elsewhere)[:, None]
+        through = jnp.where(is_top, w_behind, -at_top[:, None]) + (sum_w - elsewhere)[:, None]
         d_logits = w - s - P * through
         if cut.variant == "plain":
             on_p = row.on_p[:, None]
             d_logits += on_p * jnp.where(is_label, -_left(P, row, genes_V), P)
-        return _Behind(rows_behind, behind.w_BxV + w), d_logits
+        return w_behind + w, d_logits
 
-    zero = jnp.zeros_like(before.blocked_BxV[0])
+    zero = jnp.zeros_like(blocked_SxBxV[0])
     like = axes_of(zero, *arrays)
     of_genes = jnp.zeros((embedding_VxD.shape[1], len(bias_V)), zero.dtype), jnp.zeros_like(zero[0])
-    behind = _Behind(None if before.rows_BxV is None else zero, zero)
-    start = jax.tree.map(lambda a: vary(a, like), (behind, *of_genes))
+    start = jax.tree.map(lambda a: vary(a, like), (zero, *of_genes))
     (_, d_embedding_DxV, d_bias_V), d_hidden = _walk(
-        part, start, (before, hidden_SxKxBxD, rows), filled, reverse=True
+        part, start, (blocked_SxBxV, hidden_SxKxBxD, rows), filled, reverse=True
     )
     d_hidden_MxBxD = d_hidden.reshape(-1, *d_hidden.shape[2:])[: hidden_BxMxD.shape[1]]
     grads = jnp.swapaxes(d_hidden_MxBxD, 0, 1), d_embedding_DxV.T, d_bias_V
@@ -216,23 +209,14 @@ def _logits(hidden_KxBxD, embedding_VxD, bias_V):
     return product + bias_V.astype(dtype)
 
 
-def _softmax(cut: Cut, x_BxV, label_B, genes_V):
-    """A slot's `Softmax`, and exp(x - peak)."""
-    peak, top = _first_highest(cut, x_BxV, genes_V)
-    powers = jnp.exp(x_BxV - peak[:, None])
-    rest = _sum(cut, jnp.where(_is(top, genes_V), 0.0, powers))
-    true = _over_vocabulary(cut, _at(label_B, x_BxV, genes_V))
-    return Softmax(top, peak, rest, true), powers
-
-
-def _first_highest(cut: Cut, values_BxV, genes_V):
-    """The highest value, which is finite, and its gene; the first among equals."""
-    highest = jnp.maximum(values_BxV.max(-1), jnp.finfo(values_BxV.dtype).min)
+def _first_highest(cut: Cut, values_V, genes_V):
+    """The highest of each last axis, which is finite, and its gene; the first among equals."""
+    highest = jnp.maximum(values_V.max(-1), jnp.finfo(values_V.dtype).min)
     if cut.axis is not None:
         highest = jax.lax.pmax(highest, cut.axis)
     # Two plain reductions: XLA's argmax on CPU is one slow loop, ten times their time.
     none = jnp.iinfo(jnp.int32).max
-    gene = jnp.where(values_BxV == highest[:, None], genes_V, none).min(-1)
+    gene = jnp.where(values_V == highest[..., None], genes_V, none).min(-1)
     return highest, gene if cut.axis is None else jax.lax.pmin(gene, cut.axis)
 
 
@@ -254,7 +238,7 @@ def _at(gene_B, values_BxV, genes_V):
 
 def _sum(cut: Cut, values_BxV):
     """Sums over the whole vocabulary."""
-    # A product: on CPU quicker than XLA's sum of a long row.
+    # A product: on CPU quicker than XLA's sum of one long row.
     ones = jnp.ones(values_BxV.shape[1], values_BxV.dtype)
     return _over_vocabulary(cut, jnp.dot(values_BxV, ones, precision=jax.lax.Precision.HIGHEST))
 
