@@ -10,12 +10,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("PJRT_NPROC", "16")  # threads, or eight devices may wait for each other
 
+import hypothesis
 import jax
 
 from configs import default
 from scaling.corpus import build
 from scaling.corpus.simulate import Simulation, simulate
 from scaling.settings import Settings
+
+# Machines are shared: no draw fails for the time it took.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # The one setting that names a folder of real cells; unset and absent: those tests skip.
 REAL_DATA = pathlib.Path(

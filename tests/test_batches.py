@@ -92,7 +92,7 @@ def corpus_of(lengths) -> types.SimpleNamespace:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_another_number_of_hosts_goes_on_with_exactly_the_cells_left(data):
     lengths = np.array(data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=40)))

@@ -172,7 +172,7 @@ def assert_same_as_reference(arrays, kind, **cut):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.integers(1, 3), st.integers(1, 19), st.integers(2, 200), st.integers(1, 5),
     st.sampled_from([*KINDS, ("mlm", "none")]), st.sampled_from((64, 128, 512)),

@@ -269,7 +269,7 @@ def test_more_than_the_whole_is_written_anew(site, tmp_path):
     assert site.asked == [(None, None)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, len(CONTENT)), max_size=fetch.TRIES - 1),
     ranges=st.booleans(), conditions=st.booleans(),

@@ -27,7 +27,7 @@ def random_case(seed: int, n: int = 300, classes: int = 5):
     return names[true], predicted, rng.choice(names, 400, p=shares)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(2, 7), st.integers(5, 120))
 def test_values_are_those_of_scikit_learn(seed, classes, n):
     true, predicted, train = random_case(seed, n, classes)

@@ -83,7 +83,7 @@ def literal(tokens, settings, seed, epoch, cell, special, most):
     return inputs, kept + empty * [0], labels, hidden + empty * [False], len(chosen) - len(kept)
 
 
-@of_test(max_examples=200, deadline=None)
+@of_test(max_examples=200)
 @given(st.data())
 def test_masks_are_those_of_a_literal_reference(data):
     length = data.draw(st.integers(1, 40))

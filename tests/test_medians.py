@@ -23,7 +23,7 @@ def _wanted(counts, totals) -> np.ndarray:
     return np.array([np.median(v[v > 0]) for v in values.T])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 60))
 def test_a_median_is_within_the_bound_and_the_exact_one_exact(seed, cells):
     counts, totals = _draw(seed, cells)

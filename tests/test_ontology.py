@@ -172,7 +172,7 @@ def test_common_ancestors_of_a_small_graph(tiny, first, second, expected):
 
 
 @given(edges=st.sets(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=20))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_common_ancestors_of_any_graph_are_those_of_all_pairs_of_paths(edges):
     is_a = networkx.DiGraph([(f"CL:{max(e)}", f"CL:{min(e)}") for e in edges if e[0] != e[1]])
     graph = Ontology(is_a, {}, {}, "")

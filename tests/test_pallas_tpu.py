@@ -130,7 +130,7 @@ def test_slots_that_fill_a_group_count_for_nothing():
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     st.integers(1, 3), st.integers(1, 20), st.integers(2, 300), st.integers(1, 5),
     st.sampled_from(KINDS), st.integers(0, 99),

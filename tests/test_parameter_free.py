@@ -4,7 +4,7 @@ own on the dense matrix."""
 import anndata
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import sparse
@@ -45,7 +45,6 @@ def cells(n: int, genes: int = 60, classes: int = 3, seed: int = 0):
     return sparse.csr_matrix(counts), np.array([f"type {c}" for c in class_N])
 
 
-@settings(deadline=None)
 @given(arrays.arrays(np.int32, st.tuples(st.integers(1, 6), st.integers(2, 12)),
                      elements=st.integers(0, 4)))  # fmt: skip
 def test_scores_are_scipys_with_ties_and_empty_cells(counts_NxG):

@@ -259,7 +259,7 @@ def test_truncated_files_are_named(file, share):
 OPCODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     st.lists(st.one_of(st.sampled_from([*OPCODES, _SCALAR, _F8, _STATE]), st.binary(max_size=9))),
     st.integers(0, len(_GOOD)),

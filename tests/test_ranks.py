@@ -51,7 +51,7 @@ def test_known_answer():
     assert _tokens_of_cells(counts, np.array([14.0, 5, 6]), medians) == [[4, 2, 5], [], [3, 5]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=5),
     st.lists(st.sampled_from([0.5, 1.0, 3.0, 7.0]), min_size=6, max_size=6),

@@ -122,7 +122,7 @@ def test_no_room_for_a_copy(tmp_path, monkeypatch):
         readers.open_source(tmp_path / "a.h5ad")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.integers(0, 9)), max_size=60),
     st.integers(1, 20),

@@ -37,7 +37,7 @@ def check_repeated(statistic, plain, weights_SxN):
 
 
 @given(SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_weights_repeat_cells(seed):
     values, labels, clusters, weights = some(seed)
 
@@ -57,7 +57,7 @@ def test_weights_repeat_cells(seed):
 
 
 @given(SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_best_cluster_is_found_once_and_its_f1_weighted(seed):
     _, labels, clusters, weights = some(seed)
     other = np.random.default_rng(seed).permutation(clusters)
@@ -87,7 +87,7 @@ def test_f1_with_weights_is_that_of_repeated_cells():
 
 
 @given(SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_share_between_batches_of_repeated_cells(seed):
     _, batch, _, weights = some(seed)
     x_NxK = np.random.default_rng(seed).normal(size=(40, 3)) + (batch == "a")[:, None] + 7.0
