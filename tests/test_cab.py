@@ -107,6 +107,8 @@ def test_values_are_those_of_the_literal_form(kind, implementation):
     per_cell = (arrays[3] >= 0).sum(1)
     assert out.positions == per_cell.sum() and per_cell[1] == 0
     assert out.pairs == sum(n * (n - 1) / 2 for n in per_cell)
+    for top_BxM in (out.top_p_BxM, out.top_q_BxM):
+        assert ((top_BxM == -1) == (arrays[3] == -1)).all()
     for slot, (p, q) in slots.items():
         assert out.top_p_BxM[slot] == p.argmax() and out.top_q_BxM[slot] == q.argmax()
 

@@ -287,7 +287,9 @@ def collectives(fsdp: int, tensor: int) -> collections.Counter:
 
 
 def test_a_compiled_step_moves_what_the_rules_ask_for():
-    assert not any(kind == "all-gather" for kind, _ in collectives(1, 1))
+    # Every sum over the batch in one: of two that wait for nothing of each other, processes may
+    # begin with another each, and wait for ever.
+    assert not collectives(1, 1)
     weights = [(16, 2, 8)] * 3 + [(2, 8, 16), (16, 32), (32, 16), (16, 16), (128, 16), (300, 16)]
     gathered = collectives(8, 1)
     assert collections.Counter(

@@ -26,9 +26,9 @@ class CabLoss(NamedTuple):
         0 where it was not asked for.
       positions: number of masked slots, float.
       pairs: number of pairs of masked slots of one cell, float.
-      top_p_BxM: int32, gene with the highest P at each slot (lowest id among equals).
-      top_q_BxM: int32, gene with the highest Q; equals top_p for the plain masked LM. At an empty
-        slot neither means anything.
+      top_p_BxM: int32, gene with the highest P at each slot (lowest id among equals); -1 at an
+        empty one.
+      top_q_BxM: int32, gene with the highest Q, likewise; equals top_p for the plain masked LM.
     """
 
     cross_entropy: jax.Array
@@ -91,8 +91,8 @@ def cab_loss(
     else:
         compute = slotwise.cab if module is blocked else passes.cab
         found = compute(passes.Cut(module, variant, similarity, vocabulary_axis), *arrays)
-    cross_entropy, pair_sum, top_p, top_q = found
-    return CabLoss(cross_entropy, pair_sum, *_counts(checked[3], cross_entropy), top_p, top_q)
+    cross_entropy, pair_sum, *tops = found
+    return _loss(cross_entropy, pair_sum, checked[3], *tops)
 
 
 def masked_lm_loss(
@@ -114,8 +114,7 @@ def masked_lm_loss(
     else:
         cut = passes.Cut(module, "plain", "none", vocabulary_axis)
         cross_entropy, top_p = passes.masked_lm(cut, *arrays)
-    zero = jnp.zeros_like(cross_entropy)
-    return CabLoss(cross_entropy, zero, *_counts(checked[3], cross_entropy), top_p, top_p)
+    return _loss(cross_entropy, jnp.zeros_like(cross_entropy), checked[3], top_p, top_p)
 
 
 def _module(implementation: str | None) -> ModuleType:
@@ -157,9 +156,12 @@ def _whole_vocabulary(vocabulary_axis: str | None) -> None:
         )
 
 
-def _counts(labels_BxM, like):
-    slots_B = (labels_BxM >= 0).sum(1).astype(like.dtype)
-    return slots_B.sum(), (slots_B * (slots_B - 1) / 2).sum()
+def _loss(cross_entropy, similarity, labels_BxM, *tops_BxM) -> CabLoss:
+    filled_BxM = labels_BxM >= 0
+    slots_B = filled_BxM.sum(1).astype(cross_entropy.dtype)
+    pairs_B = slots_B * (slots_B - 1) / 2
+    tops_BxM = (jnp.where(filled_BxM, top_BxM, -1) for top_BxM in tops_BxM)
+    return CabLoss(cross_entropy, similarity, slots_B.sum(), pairs_B.sum(), *tops_BxM)
 
 
 def _checked(hidden_BxMxD, embedding_VxD, bias_V, labels_BxM):

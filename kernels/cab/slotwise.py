@@ -172,11 +172,13 @@ def _cut_slots(hidden_BxMxD, labels_BxM):
 
 
 def _filled(labels_SxKxB):
-    """How many of the parts hold all filled slots; the same number on every device."""
+    """How many of the parts hold all filled slots of this device's cells.
+
+    Devices that share the vocabulary share their cells, so that they make the same turns; the
+    others wait for none.
+    """
     parts = jnp.arange(1, len(labels_SxKxB) + 1)
-    last = jnp.where((labels_SxKxB >= 0).any((1, 2)), parts, 0).max()
-    axes = tuple(axes_of(last))
-    return jax.lax.pmax(last, axes) if axes else last
+    return jnp.where((labels_SxKxB >= 0).any((1, 2)), parts, 0).max()
 
 
 def _walk(part, start, parts, filled, reverse=False):
